@@ -1,0 +1,1 @@
+"""Everything that touches the world: data, Ray, MLflow, files, and the `vaegan` command."""

@@ -1,0 +1,1 @@
+"""Images: any source -> Parquet shards and a manifest; position in, batches out."""

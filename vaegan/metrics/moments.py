@@ -1,0 +1,54 @@
+"""Mean and covariance of a stream, and the Frechet distance between two. N rows so far, F features."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+class Moments:
+    """Count, sum and sum of outer products, in float64: merging is adding, so shards and ranks need no order."""
+
+    def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.total_F = torch.zeros(features, dtype=torch.float64, device=device)
+        self.outer_FF = torch.zeros(features, features, dtype=torch.float64, device=device)
+
+    def update(self, rows_BF: Tensor) -> None:
+        """Take in a batch."""
+        rows_BF = rows_BF.double()
+        self.count += len(rows_BF)
+        self.total_F += rows_BF.sum(0)
+        self.outer_FF += rows_BF.T @ rows_BF
+
+    def merge(self, other: Self) -> None:
+        """Take in everything another stream has seen."""
+        for own, others in zip(self.tensors(), other.tensors(), strict=True):
+            own += others
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What is summed over ranks, in place."""
+        return self.count, self.total_F, self.outer_FF
+
+    @property
+    def mean_F(self) -> Tensor:
+        return self.total_F / self.count
+
+    @property
+    def covariance_FF(self) -> Tensor:
+        """Unbiased."""
+        mean_F = self.mean_F
+        return (self.outer_FF - self.count * torch.outer(mean_F, mean_F)) / (self.count - 1)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """|m_a - m_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)): two Gaussians' squared 2-Wasserstein distance (Frechet 1957)."""
+    root_FF = _square_root(a.covariance_FF)
+    cross = torch.linalg.eigvalsh(root_FF @ b.covariance_FF @ root_FF).clamp(min=0).sqrt().sum()
+    traces = a.covariance_FF.trace() + b.covariance_FF.trace() - 2 * cross
+    return float((a.mean_F - b.mean_F).square().sum() + traces)
+
+
+def _square_root(symmetric_FF: Tensor) -> Tensor:
+    values_F, vectors_FF = torch.linalg.eigh(symmetric_FF)
+    return vectors_FF * values_F.clamp(min=0).sqrt() @ vectors_FF.T

@@ -1,0 +1,240 @@
+"""What each player minimises, in nats per image. B batch, Z latent.
+
+    L_VAE = -E_q[log p(x|z)] + beta * KL(q(z|x) || p(z))
+    L_GAN =  E_x[log D(x)] + E_z[log(1 - D(G(z)))]
+    L     =  L_VAE + lambda * L_GAN
+
+D ascends L_GAN, the generator descends it, encoder and decoder descend L_VAE.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from vaegan import config
+from vaegan.likelihood import Gaussian
+from vaegan.model import VAEGAN, Autoencoder, Passed
+from vaegan.networks.ports import DiscriminatorNetwork, Judgement
+from vaegan.step import Agree, Batch, Lent, Noise, Player, Players, Terms, Turn
+
+
+def kl(mean_BZ: Tensor, log_var_BZ: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_var)) || N(0, 1)) in nats, summed over Z: (B,). Kingma & Welling 2014, appendix B."""
+    return 0.5 * (mean_BZ.square() + log_var_BZ.exp() - 1 - log_var_BZ).sum(1)
+
+
+def real_loss(logits_B: Tensor) -> Tensor:
+    """-log D(x), (B,)."""
+    return softplus(-logits_B)
+
+
+def fake_loss(logits_B: Tensor) -> Tensor:
+    """-log(1 - D(G(z))), (B,)."""
+    return softplus(logits_B)
+
+
+def non_saturating(logits_B: Tensor) -> Tensor:
+    """-log D(G(z)), (B,): the generator's heuristic of Goodfellow et al. 2014, section 3."""
+    return softplus(-logits_B)
+
+
+def saturating(logits_B: Tensor) -> Tensor:
+    """log(1 - D(G(z))), (B,): the generator's side of L_GAN as written."""
+    return -softplus(logits_B)
+
+
+GENERATOR_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"non-saturating": non_saturating, "saturating": saturating}
+
+
+def weights_at(objective: config.Objective, images_seen: int) -> dict[str, Tensor]:
+    """beta and lambda after this many images, under the names of the terms they weigh; CPU scalars in float64."""
+    beta = objective.beta * _ramp(images_seen, objective.beta_warmup)
+    lambda_ = objective.lambda_ * _ramp(images_seen, objective.lambda_warmup)
+    return {
+        "kl": torch.tensor(beta, dtype=torch.float64),
+        "adversarial": torch.tensor(lambda_, dtype=torch.float64),
+    }
+
+
+def _ramp(images_seen: int, warmup: int) -> float:
+    return min(1.0, images_seen / warmup) if warmup else 1.0
+
+
+def turns(objective: config.Objective) -> tuple[Turn, ...]:
+    """The moves of one step, in order."""
+    gate = None if objective.gate is None else partial(rest, objective.gate)
+    discriminator = Turn(
+        name="discriminator",
+        player="discriminator",
+        opponents=("autoencoder",),
+        terms=partial(discriminator_terms, objective),
+        gate=gate,
+    )
+    if objective.schedule == "joint":
+        vae_side = Turn(
+            name="autoencoder",
+            player="autoencoder",
+            opponents=("discriminator",),
+            terms=partial(joint_terms, objective),
+        )
+        return discriminator, vae_side
+    generator = Turn(
+        name="generator",
+        player="generator",
+        opponents=("discriminator",),
+        terms=partial(generator_terms, objective),
+        pace="adversarial",
+    )
+    vae = Turn(
+        name="autoencoder",
+        player="autoencoder",
+        opponents=("discriminator",),
+        terms=partial(vae_terms, objective),
+    )
+    return discriminator, generator, vae
+
+
+def players(
+    model: VAEGAN,
+    objective: config.Objective,
+    optimizers: config.Optimizers,
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
+) -> dict[str, Player]:
+    """The learners of the schedule; `wrap` puts each inside DDP where there are several ranks."""
+    autoencoder = model.autoencoder
+    vae_parts = {"encoder": model.encoder, "decoder": model.decoder, "likelihood": model.likelihood}
+    everyone = {
+        "discriminator": Player(
+            model.discriminator,
+            wrap(Lent(model.discriminator, "judge")),
+            optimizer(optimizers.discriminator, model.discriminator),
+            {"discriminator": model.discriminator},
+        ),
+        "autoencoder": Player(
+            autoencoder, wrap(autoencoder), optimizer(optimizers.autoencoder, autoencoder), vae_parts
+        ),
+    }
+    if objective.schedule == "plain":
+        everyone["generator"] = Player(
+            model.decoder,
+            wrap(Lent(model.decoder, "logits")),
+            optimizer(optimizers.generator, model.decoder),
+            {"decoder": model.decoder},
+        )
+    return everyone
+
+
+def optimizer(settings: config.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser that the settings name, over all weights of a network."""
+    made: torch.optim.Optimizer
+    if settings.kind == "adam":
+        made = torch.optim.Adam(network.parameters(), lr=settings.lr, betas=(settings.momentum, settings.decay))
+    else:
+        made = torch.optim.RMSprop(
+            network.parameters(), lr=settings.lr, momentum=settings.momentum, alpha=settings.decay
+        )
+    for group in made.param_groups:
+        group["initial_lr"] = settings.lr
+    return made
+
+
+def discriminator_terms(objective: config.Objective, players: Players, batch: Batch, noise: Noise) -> Terms:
+    """-L_GAN: `real`, `samples` and, where D judges them, `reconstructions`."""
+    autoencoder = _autoencoder(players)
+    with torch.no_grad():
+        if objective.judge_reconstructions:
+            passed = autoencoder(batch.images, noise.posterior_BZ, noise.prior_BZ)
+            fakes = {"samples": passed.shown, "reconstructions": passed.reconstruction.presented()}
+        else:
+            fakes = {"samples": autoencoder.decode(noise.prior_BZ)}
+    seen = torch.cat([batch.images, *fakes.values()])
+    judged: Judgement = players["discriminator"].learner(seen)  # one forward: DDP synchronises once
+    real_B, *fake_logits = judged.logits_B.split(len(batch.images))
+    return {"real": real_loss(real_B)} | {
+        name: fake_loss(logits_B) for name, logits_B in zip(fakes, fake_logits, strict=True)
+    }
+
+
+def generator_terms(objective: config.Objective, players: Players, batch: Batch, noise: Noise) -> Terms:
+    """The generator's side of L_GAN on prior samples: `adversarial`."""
+    raw: Tensor = players["generator"].learner(noise.prior_BZ)
+    samples = _autoencoder(players).likelihood(raw).presented()
+    return {"adversarial": GENERATOR_LOSSES[objective.adversarial](_discriminator(players).judge(samples).logits_B)}
+
+
+def vae_terms(objective: config.Objective, players: Players, batch: Batch, noise: Noise) -> Terms:
+    """L_VAE: `reconstruction` and `kl`."""
+    passed: Passed = players["autoencoder"].learner(batch.images, noise.posterior_BZ)
+    if objective.reconstruction == "pixels":
+        reconstruction_B = passed.reconstruction.nats(batch.images)
+    else:
+        judged = _discriminator(players).judge(passed.reconstruction.presented())
+        reconstruction_B = feature_nats(objective, players, batch, judged)
+    return {"reconstruction": reconstruction_B, "kl": kl(passed.mean_BZ, passed.log_var_BZ)}
+
+
+def joint_terms(objective: config.Objective, players: Players, batch: Batch, noise: Noise) -> Terms:
+    """L_VAE and the decoder's side of L_GAN in one pass: `reconstruction`, `kl`, `adversarial`.
+
+    Larsen 2016, algorithm 1: the likelihood reaches encoder and decoder, the adversarial term the decoder alone. It is
+    summed over prior samples and, where asked for, reconstructions from codes cut off from the encoder.
+    """
+    passed: Passed = players["autoencoder"].learner(
+        batch.images, noise.posterior_BZ, noise.prior_BZ, detached=objective.judge_reconstructions
+    )
+    size = len(batch.images)
+    if objective.reconstruction == "pixels":
+        judged = _discriminator(players).judge(passed.shown)
+        reconstruction_B = passed.reconstruction.nats(batch.images)
+    else:
+        both = _discriminator(players).judge(torch.cat([passed.reconstruction.presented(), passed.shown]))
+        reconstruction_B = feature_nats(objective, players, batch, both)
+        judged = Judgement(both.logits_B[size:], ())
+    adversarial = GENERATOR_LOSSES[objective.adversarial](judged.logits_B)
+    return {
+        "reconstruction": reconstruction_B,
+        "kl": kl(passed.mean_BZ, passed.log_var_BZ),
+        "adversarial": adversarial.unflatten(0, (-1, size)).sum(0),
+    }
+
+
+def feature_nats(objective: config.Objective, players: Players, batch: Batch, judged: Judgement) -> Tensor:
+    """-log N(D_l(x) | D_l(x_hat), I), (B,), summed over features (Larsen 2016, eq. 7).
+
+    judged: D on x_hat, (B, ...), and perhaps on more behind it.
+
+    Raises ValueError where D has no such layer.
+    """
+    layer, layers = objective.feature_layer, len(judged.features)
+    if layer > layers:
+        raise ValueError(f"objective.feature_layer is {layer}; this discriminator has layers 1 to {layers}")
+    with torch.no_grad():
+        real = _discriminator(players).judge(batch.images).features[layer - 1]
+    return Gaussian(judged.features[layer - 1][: len(real)], real.new_zeros(())).nats(real)
+
+
+def rest(gate: config.Gate, terms: Terms, agree: Agree) -> frozenset[str]:
+    """Who rests, by Larsen's released code: decided on losses agreed over ranks, so every rank decides alike."""
+    real = terms["real"].mean()
+    fake = torch.stack([term.mean() for name, term in terms.items() if name != "real"]).mean()
+    losses = agree(torch.stack([real, fake]))
+    discriminator_ahead = bool((losses < gate.equilibrium - gate.margin).any())
+    decoder_ahead = bool((losses > gate.equilibrium + gate.margin).any())
+    if discriminator_ahead == decoder_ahead:
+        return frozenset()
+    return frozenset({"discriminator"} if discriminator_ahead else {"decoder"})
+
+
+def _autoencoder(players: Players) -> Autoencoder:
+    network = players["autoencoder"].network
+    assert isinstance(network, Autoencoder)
+    return network
+
+
+def _discriminator(players: Players) -> DiscriminatorNetwork:
+    network = players["discriminator"].network
+    assert isinstance(network, DiscriminatorNetwork)
+    return network
