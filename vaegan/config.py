@@ -13,7 +13,7 @@ def yaml_name(field_name: str) -> str:
     return field_name.rstrip("_")
 
 
-STRICT = {"extra": "forbid", "strict": True, "alias_generator": yaml_name}
+STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False, "alias_generator": yaml_name}
 """What pydantic reads when it validates one of these classes; without it unknown keys would pass unseen."""
 
 

@@ -66,7 +66,12 @@ def location(path: str) -> tuple[fs.FileSystem, str]:
     """The filesystem and the path in it of a local path or a URI."""
     if "://" in path:
         return fs.FileSystem.from_uri(path)
-    return fs.LocalFileSystem(), str(Path(path).absolute())
+    return fs.LocalFileSystem(), absolute(path)
+
+
+def absolute(path: str) -> str:
+    """The same place for a process that works in another folder, as Ray's workers do."""
+    return path if "://" in path else str(Path(path).absolute())
 
 
 def load(path: str) -> Manifest:
@@ -79,6 +84,8 @@ def load(path: str) -> Manifest:
         raise Mistake(
             f"data.path is {path!r}: no {MANIFEST} there; prepare it with `vaegan data prepare SOURCE --out {path}`"
         ) from None
+    except ValueError:
+        raise Mistake(f"{path}/{MANIFEST} is damaged; prepare the data again") from None
     try:
         manifest = Manifest(
             source=read["source"],

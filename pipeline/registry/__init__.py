@@ -1,0 +1,1 @@
+"""Which models are kept under a name, and why."""

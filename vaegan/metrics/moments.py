@@ -42,7 +42,7 @@ class Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|m_a - m_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)): two Gaussians' squared 2-Wasserstein distance (Frechet 1957)."""
+    """|m_a - m_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)): squared 2-Wasserstein distance (Frechet 1957)."""
     root_FF = _square_root(a.covariance_FF)
     cross = torch.linalg.eigvalsh(root_FF @ b.covariance_FF @ root_FF).clamp(min=0).sqrt().sum()
     traces = a.covariance_FF.trace() + b.covariance_FF.trace() - 2 * cross

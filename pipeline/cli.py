@@ -1,0 +1,252 @@
+"""The `vaegan` command: one function a subcommand, heavy imports inside it."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.errors import Failure, Mistake
+
+Command = Callable[[argparse.Namespace], None]
+
+FROM_NOTHING = """\
+from nothing to a registered model:
+  vaegan data prepare digits --out data/digits
+  vaegan tune run tune_configs/digits.yaml
+  vaegan register digits-search --name digits
+  vaegan sample models:/digits@champion --count 64 --seed 0 --out grid.png
+
+a REF is a run's or a search's name, runs:/ID, models:/NAME@ALIAS or models:/NAME/VERSION"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0; 2 for a mistake of the caller's, 1 for a run that failed: each one line."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except (Mistake, Failure) as error:
+        print(f"vaegan: {error}", file=sys.stderr)
+        return 2 if isinstance(error, Mistake) else 1
+    except KeyboardInterrupt:
+        print("vaegan: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def data_prepare(parsed: argparse.Namespace) -> None:
+    """Write a data set."""
+    from pipeline.data.prepare import prepare
+    from pipeline.data.sources import open_source
+
+    source = open_source(parsed.source, parsed.path, parsed.root, parsed.column)
+    described = " ".join([parsed.source, *([str(parsed.path)] if parsed.path else [])])
+    manifest = prepare(
+        source, described, parsed.out, size=parsed.size, workers=parsed.workers, skip_bad=parsed.skip_bad
+    )
+    splits = ", ".join(f"{manifest.rows(split):,} {split}" for split in manifest.splits)
+    skipped = f", {manifest.skipped} unreadable left out" if manifest.skipped else ""
+    shape = " x ".join(map(str, manifest.shape))
+    print(f"{parsed.out}: {splits} images of {shape}{skipped}; sha256 {manifest.digest[:12]}")
+
+
+def train(parsed: argparse.Namespace) -> None:
+    """Train one run."""
+    from pipeline.settings import load
+
+    settings = load(parsed.settings, parsed.set)
+    if parsed.dry_run:
+        _print_yaml(settings)
+        return
+    from pipeline.training.session import train_one
+
+    train_one(settings)
+
+
+def tune_run(parsed: argparse.Namespace) -> None:
+    """Search, or go on with a search."""
+    from pipeline.tuning.session import search_all
+
+    search_all(parsed.config, parsed.set)
+
+
+def register(parsed: argparse.Namespace) -> None:
+    """Register the best checkpoint of a run or search."""
+    from pipeline.registry.register import register as register_best
+
+    register_best(parsed.ref, parsed.name, parsed.home)
+
+
+def sample(parsed: argparse.Namespace) -> None:
+    """Draw a picture of samples."""
+    from pipeline.sampling import sample_to
+
+    sample_to(parsed.ref, parsed.home, parsed.out, parsed.count, parsed.seed, parsed.data)
+
+
+def tracking_sync(parsed: argparse.Namespace) -> None:
+    """Send what still waits on disk."""
+    from pipeline.tracking import sync
+
+    sync(parsed.home)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vaegan",
+        description="Train VAE-GANs on a Ray cluster, search their settings, and register the best in MLflow.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=FROM_NOTHING,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_data(commands)
+    _add_train(commands)
+    _add_tune(commands)
+    _add_register(commands)
+    _add_sample(commands)
+    _add_tracking(commands)
+    return parser
+
+
+def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    group = _group(commands, "data", "prepare data sets")
+    command = _command(
+        group,
+        "prepare",
+        data_prepare,
+        "turn images from any source into Parquet shards and a manifest",
+        """\
+vaegan data prepare digits --out data/digits
+vaegan data prepare fashion-mnist --root ~/datasets --out data/fashion
+vaegan data prepare folder ~/photos --size 64 --workers 8 --skip-bad --out data/photos
+vaegan data prepare parquet ~/captioned --column image --out data/captioned""",
+    )
+    command.add_argument("source", help="digits, mnist, fashion-mnist, cifar10, celeba, ..., folder or parquet")
+    command.add_argument("path", nargs="?", type=Path, help="of a folder or parquet source")
+    command.add_argument("--out", type=Path, required=True, help="folder to create")
+    command.add_argument("--size", type=int, default=32, help="side of the square images in pixels (default: 32)")
+    command.add_argument("--workers", type=int, default=0, help="Ray tasks at a time; 0: this process (default)")
+    command.add_argument("--root", type=Path, help="where torchvision finds a copy; then nothing is downloaded")
+    command.add_argument("--column", help="image column of a parquet source, where it has several")
+    command.add_argument("--skip-bad", action="store_true", help="leave unreadable images out, and count them")
+
+
+def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _command(
+        commands,
+        "train",
+        train,
+        "train one run; the same command again resumes it",
+        """\
+vaegan train digits
+vaegan train larsen --set data.path=data/photos --set name=photos --set workers.count=4 --set workers.gpus=1
+vaegan train my_run.yaml --set objective.beta=2 --dry-run""",
+    )
+    command.add_argument("settings", metavar="PRESET_OR_YAML", help="a preset's name, or a YAML file")
+    _add_set(command)
+    command.add_argument("--dry-run", action="store_true", help="check and print the settings in full, and stop")
+
+
+def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    group = _group(commands, "tune", "search settings")
+    command = _command(
+        group,
+        "run",
+        tune_run,
+        "search settings; the same command again resumes the search",
+        """\
+vaegan tune run tune_configs/digits.yaml
+vaegan tune run tune_configs/fashion_mnist.yaml --set search.trials=32 --set workers.gpus=1""",
+    )
+    command.add_argument("config", metavar="YAML", help="settings whose leaves may be distributions")
+    _add_set(command)
+
+
+def _add_register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _command(
+        commands,
+        "register",
+        register,
+        "make the best checkpoint a version of a registered model",
+        "vaegan register digits-search --name digits",
+    )
+    command.add_argument("ref", metavar="REF", help="a run, or a search: its best trial")
+    command.add_argument("--name", required=True, help="of the registered model")
+    _add_home(command)
+
+
+def _add_sample(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _command(
+        commands,
+        "sample",
+        sample,
+        "draw a picture of samples",
+        """\
+vaegan sample models:/digits@champion --count 64 --seed 0 --out grid.png
+vaegan sample digits --data data/digits --out everything.png""",
+    )
+    command.add_argument("ref", metavar="REF", help="a run, a search, or a registered model")
+    command.add_argument("--count", type=int, default=64, help="samples (default: 64)")
+    command.add_argument("--seed", type=int, default=0, help="of the codes (default: 0)")
+    command.add_argument("--out", type=Path, required=True, help="PNG to write")
+    command.add_argument("--data", help="a data set: adds reconstructions of held-out images and interpolations")
+    _add_home(command)
+
+
+def _add_tracking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    group = _group(commands, "tracking", "the tracker")
+    command = _command(
+        group,
+        "sync",
+        tracking_sync,
+        "send what a tracker that was away has missed, once and only once",
+        "vaegan tracking sync",
+    )
+    _add_home(command)
+
+
+def _group(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, about: str
+) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    return commands.add_parser(name, help=about, description=about).add_subparsers(required=True, metavar="COMMAND")
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Command,
+    about: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    indented = "\n".join(f"  {line}" for line in examples.splitlines())
+    command = commands.add_parser(
+        name,
+        help=about,
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"examples:\n{indented}",
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="change one setting, such as objective.beta=0.5; may be given again",
+    )
+
+
+def _add_home(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--home", type=Path, default=Path("runs"), help="where runs live (default: runs)")
+
+
+def _print_yaml(settings: object) -> None:
+    from ruamel.yaml import YAML
+
+    from pipeline.settings import Settings, dump
+
+    assert isinstance(settings, Settings)
+    YAML().dump(dump(settings), sys.stdout)

@@ -1,0 +1,132 @@
+"""What a person sees while a run goes on: one line, read off its journal."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Never
+
+from tqdm import tqdm
+
+from pipeline.rundir import JOURNAL, Event, read_journal
+from pipeline.settings import BETTER, Settings
+
+SHORT = {
+    "train/autoencoder/reconstruction": "rec",
+    "train/autoencoder/kl": "kl",
+    "train/autoencoder/adversarial": "adv",
+    "train/generator/adversarial": "adv",
+    "train/discriminator/real": "d_real",
+    "train/discriminator/samples": "d_fake",
+    "eval/fd_pca64/samples": "fd_pca64",
+}
+
+
+@contextmanager
+def progress_line(directory: Path, name: str, images: int) -> Iterator[None]:
+    """A line that follows a run's journal, on a terminal rewritten in place, elsewhere a line every ten seconds."""
+    journal = directory / JOURNAL
+    offset = journal.stat().st_size if journal.exists() else 0
+    bar = tqdm(
+        total=images,
+        desc=name,
+        unit="img",
+        unit_scale=True,
+        mininterval=0.5 if sys.stderr.isatty() else 10.0,
+        dynamic_ncols=True,
+    )
+    line = _Line(bar)
+    done = threading.Event()
+    thread = threading.Thread(target=_follow, args=(directory, offset, line, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(5)
+        bar.close()
+
+
+class _Line:
+    def __init__(self, bar: "tqdm[Never]") -> None:
+        self._bar = bar
+        self._shown: dict[str, str] = {}
+
+    def show(self, event: Event) -> None:
+        if event.kind in {"note", "warning"}:
+            if self._bar.n == 0:
+                self._bar.initial = event.step  # a resumed run's rate and ETA are those of what it still has to do
+                self._bar.n = event.step
+            self._bar.write(f"{event.kind}: {event.body['text']}", file=sys.stderr)
+        elif event.kind == "metrics":
+            self._shown |= {SHORT[key]: f"{value:.4g}" for key, value in event.body.items() if key in SHORT}
+            self._bar.set_postfix(self._shown, refresh=False)
+            self._bar.update(event.step - self._bar.n)
+
+
+def _follow(directory: Path, offset: int, line: _Line, done: threading.Event) -> None:
+    while True:
+        last_look = done.wait(0.5)
+        for event, after in read_journal(directory, offset):
+            line.show(event)
+            offset = after
+        if last_look:
+            return
+
+
+@contextmanager
+def search_line(directory: Path, settings: Settings, trials: int) -> Iterator[None]:
+    """A line that follows the journals of a search's trials, with a line more for each trial that starts or ends."""
+    bar = tqdm(total=trials, desc=settings.name, unit="trial", mininterval=0.5 if sys.stderr.isatty() else 10.0)
+    watched = _Trials(bar, directory, settings)
+    done = threading.Event()
+    thread = threading.Thread(target=watched.follow, args=(done,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(5)
+        bar.close()
+
+
+class _Trials:
+    def __init__(self, bar: "tqdm[Never]", directory: Path, settings: Settings) -> None:
+        self._bar = bar
+        self._directory = directory
+        self._settings = settings
+        self._offsets: dict[Path, int] = {}
+        self._best: dict[Path, float] = {}
+        self._running: dict[Path, str] = {}
+
+    def follow(self, done: threading.Event) -> None:
+        last_look = False
+        while not last_look:
+            last_look = done.wait(1.0)
+            for trial in sorted(self._directory.glob("trial-*")):
+                for event, after in read_journal(trial, self._offsets.get(trial, 0)):
+                    self._offsets[trial] = after
+                    self._take(trial, event)
+            self._bar.set_postfix_str(", ".join(self._running.values()))
+
+    def _take(self, trial: Path, event: Event) -> None:
+        metric = self._settings.checkpoints.metric
+        match event.kind, event.body:
+            case "metrics", {"speed/images_per_s": float(speed)}:
+                percent = 100 * event.step / self._settings.stop.images
+                self._running[trial] = f"{trial.name} {percent:.0f}% {speed:.0f} img/s"
+            case "metrics", body if metric in body:
+                better = min if BETTER[metric] == "min" else max
+                figure = float(str(body[metric]))
+                self._best[trial] = better(figure, self._best.get(trial, figure))
+            case "warning", {"text": str(text)}:
+                self._bar.write(f"{trial.name}: {text}", file=sys.stderr)
+            case "status", {"text": "RUNNING"}:
+                self._running[trial] = f"{trial.name} starts"
+            case "status", {"text": str(status)}:
+                self._running.pop(trial, None)
+                came_to = f"{metric} {self._best[trial]:.4g}" if trial in self._best else "no checkpoint"
+                text = f"{trial.name}: {status.lower()} at {event.step:,} images, {came_to}"
+                self._bar.write(text, file=sys.stderr)
+                self._bar.update(1)

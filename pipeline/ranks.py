@@ -1,0 +1,54 @@
+"""What the ranks of a run do together: share work, agree, and average gradients."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world` like it; alone, every agreement is with itself."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes what is written once."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This rank's contiguous part of `count` things; world divides it."""
+        size = count // self.world
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """A learner whose gradients are averaged over the ranks. Default options: a static graph would corrupt
+        alternating gradients without a word."""
+        if self.world == 1:
+            return network
+        return DistributedDataParallel(network)
+
+    def add(self, *tensors: Tensor) -> None:
+        """Sum each over the ranks, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Mean over the ranks."""
+        if self.world == 1:
+            return tensor
+        total = tensor.detach().clone()
+        dist.all_reduce(total)
+        return total / self.world
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds on some rank."""
+        raised = torch.tensor(float(flag), device=self.device)
+        self.add(raised)
+        return bool(raised)

@@ -1,0 +1,63 @@
+"""REF: the one grammar for a model or a run. A run's or a search's name, runs:/ID, models:/NAME@ALIAS, models:/NAME/N."""
+
+import difflib
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.errors import Mistake
+from pipeline.rundir import Record, read_record, run_directories
+from pipeline.settings import Settings, parse
+from pipeline.tracking import run_id
+from pipeline.training import checkpoints
+from pipeline.training.checkpoints import Checkpoint
+
+
+class Found(NamedTuple):
+    """The best checkpoint that a REF leads to."""
+
+    directory: Path
+    record: Record
+    settings: Settings
+    checkpoint: Checkpoint
+
+
+def is_model(ref: str) -> bool:
+    """Whether a REF names a registered model."""
+    return ref.startswith("models:/")
+
+
+def find(ref: str, home: Path) -> Found:
+    """The best checkpoint of a run or of a search's best trial. Raises Mistake where there is none."""
+    directory, record = _directory(ref, home)
+    candidates = [directory] if record["kind"] == "run" else sorted(directory.glob("trial-*"))
+    found = [best for candidate in candidates if (best := _best(candidate)) is not None]
+    if not found:
+        raise Mistake(f"{ref} has no checkpoint yet: let {directory} train until checkpoints.every images")
+    metric = found[0].settings.checkpoints.metric
+    best = checkpoints.ranked([one.checkpoint for one in found], metric)[0]
+    return next(one for one in found if one.checkpoint is best)
+
+
+def _best(directory: Path) -> Found | None:
+    record = read_record(directory)
+    kept = checkpoints.listed(directory)
+    if record is None or not kept:
+        return None
+    settings = parse(record["settings"])
+    return Found(directory, record, settings, checkpoints.ranked(kept, settings.checkpoints.metric)[0])
+
+
+def _directory(ref: str, home: Path) -> tuple[Path, Record]:
+    if ref.startswith("runs:/"):
+        wanted = ref.removeprefix("runs:/")
+        for directory in run_directories(home):
+            if run_id(directory) == wanted and (record := read_record(directory)) is not None:
+                return directory, record
+        raise Mistake(f"{ref}: no run below {home} is tracked under that id; name another home with --home")
+    record = read_record(home / ref)
+    if record is None:
+        names = [directory.relative_to(home).as_posix() for directory in run_directories(home)]
+        nearest = difflib.get_close_matches(ref, names, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise Mistake(f"there is no run {ref!r} in {home}{hint or ': name another home with --home'}")
+    return home / ref, record

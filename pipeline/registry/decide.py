@@ -1,0 +1,45 @@
+"""Whether a candidate becomes champion: a pure decision on figures, apart from whoever acts on it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pipeline.settings import BETTER
+
+
+class Contender(NamedTuple):
+    """What is known of a model version."""
+
+    figures: Mapping[str, float]
+    """Of its evaluation, by name."""
+    data_digest: str
+    """Of the data set it was trained and evaluated on."""
+
+
+@dataclass(frozen=True)
+class Promote:
+    """The candidate becomes champion."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The champion stays."""
+
+    why: str
+
+
+def decide(candidate: Contender, champion: Contender | None, metric: str) -> Promote | Keep:
+    """Promote only what is better by `metric` on the same data; figures of different data can't be compared."""
+    if champion is None:
+        return Promote("there is no champion yet")
+    if candidate.data_digest != champion.data_digest:
+        ours, theirs = candidate.data_digest[:12], champion.data_digest[:12]
+        return Keep(f"the candidate was measured on data {ours}, the champion on {theirs}: not comparable")
+    if metric not in champion.figures:
+        return Keep(f"the champion has no {metric} to compare with")
+    new, old = candidate.figures[metric], champion.figures[metric]
+    better = new < old if BETTER[metric] == "min" else new > old
+    comparison = f"{metric} {new:.4g} against the champion's {old:.4g}"
+    return Promote(comparison) if better else Keep(comparison)

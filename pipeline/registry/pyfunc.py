@@ -1,0 +1,73 @@
+"""The model as MLflow serves it. This file travels with the model, beside the `vaegan` package, and runs without ours.
+
+    predict(x, params={"task": "sample" | "encode" | "decode" | "reconstruct", "count": 16, "seed": 0})
+
+Images are float32 (N, C, H, W) in [0, 1]; codes are (N, Z, 1, 1), so that one signature holds both. `sample` draws
+`count` images from the prior and takes no notice of x.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import numpy.typing as npt
+import torch
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from safetensors.torch import load_file
+
+from vaegan import Autoencoder, build
+from vaegan.config import Likelihood, Networks
+
+Array = npt.NDArray[np.float32]
+
+
+class VaeganModel(PythonModel):  # type: ignore[misc]
+    """Averaged weights of an autoencoder, and the description they are loaded into."""
+
+    autoencoder: Autoencoder
+    shape: tuple[int, int, int]
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Build the networks and fill in their weights; no pickle is read."""
+        description = json.loads(Path(context.artifacts["description"]).read_text())
+        self.shape = tuple(description["shape"])
+        networks, likelihood = Networks(**description["networks"]), Likelihood(**description["likelihood"])
+        self.autoencoder = build(networks, likelihood, self.shape).autoencoder.eval()
+        self.autoencoder.load_state_dict(load_file(context.artifacts["weights"]))
+
+    @torch.inference_mode()
+    def predict(
+        self, context: PythonModelContext, model_input: Array, params: Mapping[str, object] | None = None
+    ) -> Array:
+        """One task. Raises ValueError for an unknown one, and for input of the wrong shape."""
+        settings = {"task": "reconstruct", "count": 16, "seed": 0} | dict(params or {})
+        x = torch.from_numpy(np.array(model_input, dtype=np.float32))
+        match settings["task"]:
+            case "sample":
+                generator = torch.Generator().manual_seed(int(str(settings["seed"])))
+                return self.autoencoder.sample(int(str(settings["count"])), generator).numpy()
+            case "encode":
+                return self.autoencoder.encode(self._images(x))[:, :, None, None].numpy()
+            case "decode":
+                return self.autoencoder.decode(self._codes(x)).numpy()
+            case "reconstruct":
+                return self.autoencoder.reconstruct(self._images(x)).numpy()
+        raise ValueError(f"params.task is {settings['task']!r}; expected sample, encode, decode or reconstruct")
+
+    def _images(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1:] != self.shape:
+            raise ValueError(
+                f"the input has shape {tuple(x.shape)}; expected images (N, {', '.join(map(str, self.shape))})"
+            )
+        return x
+
+    def _codes(self, x: torch.Tensor) -> torch.Tensor:
+        size = self.autoencoder.decoder.latent_size
+        if x[0].numel() != size:
+            raise ValueError(f"the input has shape {tuple(x.shape)}; expected codes (N, {size}, 1, 1)")
+        return x.flatten(1)
+
+
+mlflow.models.set_model(VaeganModel())

@@ -1,0 +1,339 @@
+"""One frozen, typed, strict tree that describes a run. YAML and `--set a.b=1` parse into it; imports no torch.
+
+Spans of training are counted in images seen. A mistake is one line: the dotted path, the value, the remedy.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.errors import Mistake
+from vaegan.config import STRICT, Networks, Objective, Optimizer, Optimizers, require, yaml_name
+
+Tree = dict[str, object]
+"""A parsed YAML file."""
+
+Metric = Literal["eval/fd_pca64/samples", "eval/fd_pca64/reconstructions", "eval/psnr/reconstructions"]
+
+BETTER: dict[str, Literal["min", "max"]] = {
+    "eval/fd_pca64/samples": "min",
+    "eval/fd_pca64/reconstructions": "min",
+    "eval/psnr/reconstructions": "max",
+}
+"""Which way each figure of an evaluation is better. None depends on beta or lambda, as a loss would."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is trained on, and in what order."""
+
+    __pydantic_config__ = STRICT
+
+    path: str = "data/digits"
+    """A prepared data set: a folder, or a URI of any filesystem pyarrow knows."""
+    batch: int = 128
+    """Images of a global batch: every allowed number of workers must divide it."""
+    window: int = 16_384
+    """Rows shuffled together, across shards; what a streaming worker holds."""
+    budget_mb: int = 4_096
+    """Memory a worker may spend on images: a set that fits is held whole, a larger one is streamed."""
+
+    def __post_init__(self) -> None:
+        require(self.batch >= 1, "batch", self.batch, "a number of images >= 1")
+        require(self.window >= 1, "window", self.window, "a number of rows >= 1")
+        require(self.budget_mb >= 1, "budget_mb", self.budget_mb, "megabytes >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """When training ends: whichever comes first."""
+
+    __pydantic_config__ = STRICT
+
+    images: int = 2_000_000
+    """Images seen, all epochs together."""
+    patience: int | None = None
+    """Evaluations in a row without a better `checkpoints.metric`."""
+    minutes: float | None = None
+    """Wall clock spent in training, resumed parts included."""
+
+    def __post_init__(self) -> None:
+        require(self.images >= 1, "images", self.images, "a number of images >= 1")
+        require(self.patience is None or self.patience >= 1, "patience", self.patience, "evaluations >= 1, or null")
+        require(self.minutes is None or self.minutes > 0, "minutes", self.minutes, "minutes > 0, or null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """How often a run is evaluated and saved, and what is kept."""
+
+    __pydantic_config__ = STRICT
+
+    every: int = 100_000
+    """Images between checkpoints."""
+    num_to_keep: int = 2
+    """The best so many, and the newest."""
+    metric: Metric = "eval/fd_pca64/samples"
+    """What "best" means."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "every", self.every, "a number of images >= 1")
+        require(self.num_to_keep >= 1, "num_to_keep", self.num_to_keep, "a whole number >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a checkpoint is measured against."""
+
+    __pydantic_config__ = STRICT
+
+    split: str = "test"
+    images: int = 10_000
+    """Held-out images, the first so many."""
+    samples: int = 10_000
+    """Images drawn from the prior."""
+
+    def __post_init__(self) -> None:
+        require(self.images >= 3, "images", self.images, "a number of images >= 3")
+        require(self.samples >= 3, "samples", self.samples, "a number of images >= 3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Who does the work: Ray Train workers, one rank each."""
+
+    __pydantic_config__ = STRICT
+
+    count: int | str = 1
+    """A number, or 'min..max' for a group that grows and shrinks with the cluster."""
+    cpus: float = 1.0
+    """Of one worker; it computes with so many threads, at least one."""
+    gpus: float = 0.0
+    """Of one worker, 0 or 1 as a rule."""
+    wait_s: float = 60.0
+    """How long to wait for a cluster that can hold the workers before giving up."""
+    max_failures: int = 3
+    """Restarts from the last checkpoint after a lost worker."""
+
+    def __post_init__(self) -> None:
+        try:
+            fewest, most = self.range
+        except ValueError:
+            fewest, most = 0, 0
+        require(1 <= fewest <= most, "count", self.count, "a number >= 1, or 'min..max'")
+        require(self.cpus > 0, "cpus", self.cpus, "a number > 0")
+        require(self.gpus >= 0, "gpus", self.gpus, "a number >= 0")
+        require(self.wait_s >= 0, "wait_s", self.wait_s, "seconds >= 0")
+        require(self.max_failures >= 0, "max_failures", self.max_failures, "a whole number >= 0")
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        fewest, _, most = str(self.count).partition("..")
+        return int(fewest), int(most or fewest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Where MLflow is."""
+
+    __pydantic_config__ = STRICT
+
+    uri: str | None = None
+    """A server, or a database; without it MLFLOW_TRACKING_URI, and without that sqlite under the home."""
+    experiment: str = "vaegan"
+    offline: bool = False
+    """Record here only, for `vaegan tracking sync` to send later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A run."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    """The run's folder under the home, and the key that resumes it."""
+    home: str = "runs"
+    """Where runs live; shared by all hosts of a cluster."""
+    seed: int = 0
+    register: str | None = None
+    """Registered model that the best checkpoint becomes a version of when training ends."""
+    log_every: int = 5_000
+    """Images between points of the training curves."""
+    average_half_life: int = 20_000
+    """Of the moving average of the weights, in images; 0: no averaging."""
+    data: Data = field(default_factory=Data)
+    networks: Networks = field(default_factory=Networks)
+    objective: Objective = field(default_factory=Objective)
+    optimizers: Optimizers = field(default_factory=Optimizers)
+    stop: Stop = field(default_factory=Stop)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    workers: Workers = field(default_factory=Workers)
+    tracking: Tracking = field(default_factory=Tracking)
+
+    def __post_init__(self) -> None:
+        plain_name = self.name not in {"", ".", ".."} and "/" not in self.name and "\\" not in self.name
+        require(plain_name, "name", self.name, "a name without slashes")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
+        require(self.log_every >= 1, "log_every", self.log_every, "a number of images >= 1")
+        require(self.average_half_life >= 0, "average_half_life", self.average_half_life, "a number of images >= 0")
+        if self.objective.schedule == "joint" and self.optimizers.generator != Optimizer():
+            raise ValueError("optimizers.generator has no effect with objective.schedule joint; leave it out")
+        fewest, most = self.workers.range
+        for count in range(fewest, most + 1):
+            if self.data.batch % count:
+                raise ValueError(
+                    f"data.batch is {self.data.batch} and workers.count is {self.workers.count!r}: {count} workers "
+                    f"can't share {self.data.batch} images evenly; choose a batch that {count} divides"
+                )
+
+
+ADAPTER = TypeAdapter(Settings)
+
+
+def load(source: str, overrides: Sequence[str] = ()) -> Settings:
+    """Settings of a preset's name or a YAML file, with `a.b=1` overrides. Raises Mistake."""
+    return parse(read_tree(source, overrides))
+
+
+def read_tree(source: str, overrides: Sequence[str] = ()) -> Tree:
+    """The tree of a preset or a file: what it names under `preset` is filled in below it, `name` is its stem."""
+    tree = {"name": Path(source).stem} | _read(source)
+    base = tree.pop("preset", None)
+    if base is not None:
+        tree = merge(_read_preset(str(base)), tree)
+    for override in overrides:
+        dotted, equals, value = override.partition("=")
+        if not equals:
+            raise Mistake(f"--set {override!r}: expected path=value, such as objective.beta=0.5")
+        tree = merge(tree, _nested(dotted.strip(), _yaml(value, f"--set {override}")))
+    return tree
+
+
+def parse(tree: Mapping[str, object]) -> Settings:
+    """Validate a tree. Raises Mistake for the first thing that is wrong."""
+    try:
+        return ADAPTER.validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise Mistake(explain(error.errors()[0])) from None
+    except TypeError as error:
+        raise Mistake(f"settings hold something YAML should not: {error}") from None
+
+
+def dump(settings: Settings) -> Tree:
+    """The plain tree of settings; `parse` gives them back."""
+    return ADAPTER.dump_python(settings, mode="json", by_alias=True)
+
+
+def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Dotted path -> leaf."""
+    leaves: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= flatten(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def merge(base: Tree, above: Mapping[str, object]) -> Tree:
+    """`above` laid over `base`, section by section."""
+    merged = dict(base)
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = merge(under, value) if isinstance(under, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def presets() -> list[str]:
+    """Names of the presets."""
+    return sorted(file.name.removesuffix(".yaml") for file in (files("pipeline") / "presets").iterdir())
+
+
+def identity(settings: Settings, data_digest: str) -> dict[str, object]:
+    """What makes a run this run and no other, by dotted path; not workers, stop rule, intervals or tracking."""
+    tree = dump(settings)
+    kept = {key: tree[key] for key in ("networks", "objective", "optimizers", "seed", "average_half_life")}
+    data = {"digest": data_digest, "batch": settings.data.batch, "window": settings.data.window}
+    return flatten(kept | {"data": data})
+
+
+def identity_hash(identity: Mapping[str, object]) -> str:
+    """A short name of an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def explain(error: ErrorDetails, section: type = Settings, prefix: str = "") -> str:
+    """What is wrong with a setting, in one line. section: the class that was validated, found under `prefix`."""
+    place = ".".join(str(part) for part in ([prefix] if prefix else []) + list(error["loc"]))
+    value = error["input"]
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        return f"{place}.{message}" if place else message
+    if error["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
+        nearest = difflib.get_close_matches(place, _paths(section, prefix and f"{prefix}."), n=1, cutoff=0.5)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        return f"{place} is not a setting (its value was {json.dumps(value)}){hint}"
+    if error["type"] in {"missing", "missing_argument"}:
+        return f"{place} is missing"
+    expected = error["msg"].removeprefix("Input should be ")
+    return f"{place} is {json.dumps(value)}; expected {expected}"
+
+
+def _read(source: str) -> Tree:
+    if not source.endswith((".yaml", ".yml")):
+        return _read_preset(source)
+    try:
+        text = Path(source).read_text()
+    except OSError as error:
+        raise Mistake(f"{source}: {error.strerror or error}; presets are {', '.join(presets())}") from None
+    return _section(_yaml(text, source), source)
+
+
+def _read_preset(name: str) -> Tree:
+    if name not in presets():
+        nearest = difflib.get_close_matches(name, presets(), n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise Mistake(f"{name!r} is neither a YAML file nor a preset{hint} presets are {', '.join(presets())}")
+    return _section(_yaml((files("pipeline") / "presets" / f"{name}.yaml").read_text(), name), name)
+
+
+def _section(value: object, place: str) -> Tree:
+    if not isinstance(value, dict):
+        raise Mistake(f"{place}: expected settings by name, such as `seed: 1`, not {value!r}")
+    return value
+
+
+def _yaml(text: str, place: str) -> object:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise Mistake(f"{place}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def _nested(dotted: str, value: object) -> Tree:
+    head, _, rest = dotted.partition(".")
+    return {head: _nested(rest, value) if rest else value}
+
+
+def _paths(section: type, prefix: str = "") -> list[str]:
+    hints = get_type_hints(section)
+    found = []
+    for part in fields(section):
+        found.append(f"{prefix}{yaml_name(part.name)}")
+        for kind in (hints[part.name], *get_args(hints[part.name])):
+            if is_dataclass(kind) and isinstance(kind, type):
+                found += _paths(kind, f"{found[-1]}.")
+    return found

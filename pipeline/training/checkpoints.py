@@ -1,0 +1,169 @@
+"""Checkpoints of a run: whole or not there, verified before use, the best kept.
+
+    images-000123456/
+        model.safetensors  average.safetensors  optimizer-<player>.safetensors
+        state.json      progress, figures, and what is needed to build the networks again
+        manifest.json   size and sha256 of every file
+
+A folder is written under a temporary name and renamed, so a process killed at any moment leaves old checkpoints alone.
+No pickle anywhere.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors.torch import load_file, save_file
+
+from pipeline.errors import Mistake
+from pipeline.settings import BETTER
+from pipeline.training.state import Tensors, TrainState
+from vaegan import Autoencoder, build, config
+from vaegan.networks.ports import Shape
+
+PREFIX, STATE, MANIFEST = "images-", "state.json", "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What it takes to build a model again; with its weights, the whole of it."""
+
+    networks: config.Networks
+    likelihood: config.Likelihood
+    shape: Shape
+
+    def to_json(self) -> dict[str, object]:
+        """As `state.json` and a packaged model hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Mapping[str, object]]) -> "Description":
+        """Back from `to_json`."""
+        return cls(
+            networks=config.Networks(**tree["networks"]),  # type: ignore[arg-type]
+            likelihood=config.Likelihood(**tree["likelihood"]),  # type: ignore[arg-type]
+            shape=tuple(tree["shape"]),  # type: ignore[arg-type]
+        )
+
+    def autoencoder(self) -> Autoencoder:
+        """The model without its weights."""
+        return build(self.networks, self.likelihood, self.shape).autoencoder
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint on disk."""
+
+    path: Path
+    images_seen: int
+    figures: dict[str, float]
+    """Name -> value of the evaluation it was saved with."""
+
+
+def write(directory: Path, state: TrainState, description: Description, figures: Mapping[str, float]) -> Path:
+    """Save a run's state under its folder. Raises OSError, such as for a full disk, and then leaves nothing behind."""
+    path = directory / f"{PREFIX}{state.progress.images_seen:09d}"
+    temporary = directory / f".{path.name}.writing"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        for name, tensors in state.tensors().items():
+            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary / f"{name}.safetensors")
+        body = {"progress": state.facts(), "figures": dict(figures), "description": description.to_json()}
+        (temporary / STATE).write_text(json.dumps(body, indent=2) + "\n")
+        (temporary / MANIFEST).write_text(json.dumps(_fingerprints(temporary), indent=2) + "\n")
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return path
+
+
+def restore(path: Path, state: TrainState) -> None:
+    """Bring a run back to a checkpoint."""
+    files = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
+    state.restore(files, json.loads((path / STATE).read_text())["progress"])
+
+
+def load_average(path: Path) -> tuple[Autoencoder, Description]:
+    """The averaged model of a checkpoint, and what it is. Raises Mistake where the checkpoint is damaged."""
+    verify(path)
+    description = Description.from_json(json.loads((path / STATE).read_text())["description"])
+    weights: Tensors = load_file(path / "average.safetensors")
+    autoencoder = description.autoencoder()
+    autoencoder.load_state_dict(weights)
+    return autoencoder.eval(), description
+
+
+def verify(path: Path) -> None:
+    """Raise Mistake where a checkpoint is not whole, naming the file."""
+    try:
+        expected = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError):
+        raise Mistake(f"{path} is not a checkpoint: it has no readable {MANIFEST}") from None
+    found = _fingerprints(path)
+    for name, fingerprint in expected.items():
+        if found.get(name) != fingerprint:
+            raise Mistake(f"{path / name} is damaged: its size or sha256 differs from {MANIFEST}")
+
+
+def digest(path: Path) -> str:
+    """One sha256 of a checkpoint, that of its manifest."""
+    return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+
+
+def newest_whole(directory: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and what is wrong with those newer."""
+    troubles = []
+    for path in sorted(directory.glob(f"{PREFIX}*"), reverse=True):
+        try:
+            verify(path)
+        except Mistake as trouble:
+            troubles.append(str(trouble))
+        else:
+            return path, troubles
+    return None, troubles
+
+
+def listed(directory: Path) -> list[Checkpoint]:
+    """The checkpoints of a run that can be read, oldest first."""
+    found = []
+    for path in sorted(directory.glob(f"{PREFIX}*")):
+        try:
+            state = json.loads((path / STATE).read_text())
+        except (OSError, ValueError):
+            continue
+        found.append(Checkpoint(path, state["progress"]["images_seen"], state["figures"]))
+    return found
+
+
+def ranked(checkpoints: Sequence[Checkpoint], metric: str) -> list[Checkpoint]:
+    """Best first; of equals the older."""
+    sign = 1 if BETTER[metric] == "min" else -1
+    return sorted(checkpoints, key=lambda checkpoint: sign * checkpoint.figures[metric])
+
+
+def surplus(checkpoints: Sequence[Checkpoint], keep: int, metric: str) -> list[Checkpoint]:
+    """Which may go: all but the newest and the `keep` best."""
+    newest = max(checkpoints, key=lambda checkpoint: checkpoint.images_seen, default=None)
+    return [checkpoint for checkpoint in ranked(checkpoints, metric)[keep:] if checkpoint != newest]
+
+
+def prune(directory: Path, keep: int, metric: str) -> None:
+    """Remove the surplus, renamed first, so that a folder with a checkpoint's name is always a whole one."""
+    for checkpoint in surplus(listed(directory), keep, metric):
+        doomed = checkpoint.path.with_name(f".{checkpoint.path.name}.removing")
+        checkpoint.path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _fingerprints(path: Path) -> dict[str, dict[str, object]]:
+    files = sorted(file for file in path.iterdir() if file.name != MANIFEST)
+    return {
+        file.name: {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        for file in files
+    }

@@ -1,0 +1,74 @@
+"""A training command from start to end: tracker, cluster, run, summary, registration."""
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.progress import progress_line
+from pipeline.rundir import open_record, require_same_identity
+from pipeline.settings import Settings, identity
+from pipeline.table import print_table
+from pipeline.tracking import Sink, connect, run_id, store_uri
+from pipeline.training import launch
+from pipeline.training.launch import Outcome
+
+
+def train_one(settings: Settings) -> Outcome:
+    """Train a run and tell how it went. Raises Mistake or Failure."""
+    directory = Path(settings.home).absolute() / settings.name
+    manifest = launch.prepare(settings)
+    require_same_identity(directory, identity(settings, manifest.digest))
+    with tracked(settings, directory), launch.cluster() as own:
+        launch.require_room(settings, own)
+        open_record(directory, launch.record_of(settings, manifest, launch.tags()))
+        with progress_line(directory, settings.name, settings.stop.images):
+            outcome = launch.run(settings, directory)
+    summarise(settings, outcome)
+    if settings.register is not None:
+        from pipeline.registry.register import register
+
+        register(settings.name, settings.register, Path(settings.home))
+    return outcome
+
+
+@contextmanager
+def tracked(settings: Settings, directory: Path) -> Iterator[None]:
+    """Everything that is journalled below a folder goes to the tracker, while it lasts and once more at the end."""
+    if settings.tracking.offline:
+        yield
+        return
+    sink = Sink(directory, connect(store_uri(settings), settings.tracking.experiment))
+    try:
+        yield
+    finally:
+        left = sink.close()
+        if left:
+            print(
+                f"{left} events wait for the tracker in {directory}: `vaegan tracking sync` sends them", file=sys.stderr
+            )
+
+
+def summarise(settings: Settings, outcome: Outcome) -> None:
+    """How a run ended, its best and its newest checkpoint, and where to look."""
+    names = list(outcome.best.figures)
+    rows = [
+        [label, f"{checkpoint.images_seen:,}", *(f"{checkpoint.figures[name]:.4g}" for name in names)]
+        for label, checkpoint in (("best", outcome.best), ("newest", outcome.newest))
+    ]
+    print(f"\n{settings.name}: {outcome.why}; best by {settings.checkpoints.metric}")
+    print_table(["checkpoint", "images seen", *(name.removeprefix("eval/") for name in names)], rows)
+    print(f"best checkpoint: {os.path.relpath(outcome.best.path)}")
+    print(f"pictures:        {os.path.relpath(outcome.directory / 'pictures')}")
+    found = run_id(outcome.directory)
+    if found is not None:
+        print(f"tracked as:      runs:/{found}")
+    print(f"look at it:      {ui_command(settings)}")
+
+
+def ui_command(settings: Settings) -> str:
+    """What opens the tracker's pages."""
+    uri = store_uri(settings)
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if uri.startswith("sqlite") else f"a browser at {uri}"

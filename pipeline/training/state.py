@@ -1,0 +1,71 @@
+"""What must survive a killed run, named once: save and restore can't drift apart."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from vaegan import VAEGAN
+from vaegan.step import Player
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """The part of a run's state that is no tensor. Noise and order are functions of seed and images seen."""
+
+    images_seen: int = 0
+    seconds: float = 0.0
+    """Spent in training, evaluations apart."""
+    order_digest: str = ""
+    """A chain of sha256 over the rows of every batch: equal digests saw the same images in the same order."""
+    best: float | None = None
+    """Of the metric that checkpoints are ranked by."""
+    evaluations_since_best: int = 0
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything a checkpoint holds."""
+
+    model: VAEGAN
+    average: AveragedModel
+    """Of the autoencoder."""
+    players: Mapping[str, Player]
+    progress: Progress
+
+    def tensors(self) -> dict[str, Tensors]:
+        """Name of a file -> its tensors."""
+        optimizers = {f"optimizer-{name}": _flat(player.optimizer) for name, player in self.players.items()}
+        return {"model": self.model.state_dict(), "average": self.average.module.state_dict()} | optimizers
+
+    def facts(self) -> dict[str, object]:
+        """The rest, as JSON."""
+        return asdict(self.progress) | {"averaged": int(self.average.n_averaged)}
+
+    def restore(self, tensors: Mapping[str, Tensors], facts: Mapping[str, object]) -> None:
+        """Take up where `tensors` and `facts` were taken."""
+        self.model.load_state_dict(tensors["model"])
+        self.average.module.load_state_dict(tensors["average"])
+        for name, player in self.players.items():
+            _restore(player.optimizer, tensors[f"optimizer-{name}"])
+        self.average.n_averaged.fill_(int(str(facts["averaged"])))
+        for name in asdict(self.progress):
+            setattr(self.progress, name, facts[name])
+
+
+def _flat(optimizer: torch.optim.Optimizer) -> Tensors:
+    """`parameter.key` -> tensor. Settings of groups are not state: they come from the run's settings."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": value for index, values in state.items() for key, value in values.items()}
+
+
+def _restore(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    state: dict[int, Tensors] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

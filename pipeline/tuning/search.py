@@ -1,0 +1,130 @@
+"""A search with Ray Tune: every trial is a Train run of its own, ranked by a figure free of the searched weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import BasicVariantGenerator
+
+from pipeline.errors import Failure
+from pipeline.rundir import Journal, ended, open_record, read_record
+from pipeline.settings import BETTER, Tree, parse
+from pipeline.training import checkpoints, launch
+from pipeline.training.checkpoints import Checkpoint
+from pipeline.tuning.space import Distribution, Space, filled
+
+IMAGES = "images_seen"
+TUNE = "tune"
+"""Ray Tune's own folder in a search's; it holds Ray's pickles and is for this search's owner alone."""
+
+
+class Ranked(NamedTuple):
+    """A trial and the best it came to."""
+
+    directory: Path
+    best: Checkpoint
+
+
+def fit(space: Space, directory: Path, concurrent: int, tags: dict[str, str]) -> None:
+    """Run the trials, or those that an earlier call has not finished. A trial that fails ends alone."""
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, base=space.base, directory=str(directory), tags=tags),
+        {"CPU": space.search.driver_cpus},
+    )
+    path = str(directory / TUNE)
+    if tune.Tuner.can_restore(path):
+        tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space={path: sampler(leaf) for path, leaf in space.leaves.items()},
+            tune_config=_tune_config(space, concurrent),
+            run_config=tune.RunConfig(
+                name=TUNE, storage_path=str(directory), callbacks=[StatusWriter(directory)], verbose=0
+            ),
+        )
+    tuner.fit()
+
+
+def _tune_config(space: Space, concurrent: int) -> tune.TuneConfig:
+    settings, search = parse(space.base), space.search
+    metric = settings.checkpoints.metric
+    scheduler = ASHAScheduler(
+        time_attr=IMAGES,  # Ray's own count of results starts again when a search is resumed
+        max_t=settings.stop.images + settings.data.batch,
+        grace_period=min(search.grace, settings.stop.images),
+        reduction_factor=search.reduction,
+    )
+    return tune.TuneConfig(
+        metric=metric,
+        mode=BETTER[metric],
+        num_samples=search.trials,
+        max_concurrent_trials=concurrent,  # without it drivers take the CPUs that workers wait for
+        scheduler=scheduler,
+        search_alg=BasicVariantGenerator(random_state=search.seed, max_concurrent=concurrent),
+    )
+
+
+def run_trial(config: Mapping[str, object], base: Tree, directory: str, tags: dict[str, str]) -> None:
+    """One trial, in a process of its own. A loss that became NaN ends the trial, not the search."""
+    search = Path(directory)
+    name = trial_name(tune.get_context().get_trial_id())
+    settings = parse({**filled(base, config), "name": name, "home": directory})
+    manifest = launch.prepare(settings)
+    open_record(search / name, launch.record_of(settings, manifest, tags, parent=".."))
+    try:
+        launch.run(settings, search / name, [TuneReportCallback()])
+    except Failure as failure:
+        Journal(search / name).note(0, "warning", str(failure))
+
+
+def trial_name(trial_id: str) -> str:
+    """Ray's id of a trial, which a resumed search keeps -> its folder."""
+    return f"trial-{trial_id.rpartition('_')[2]}"
+
+
+def sampler(leaf: Distribution) -> object:
+    """Ray Tune's own form of a distribution."""
+    values = list(leaf.values)
+    match leaf.kind:
+        case "uniform":
+            return tune.uniform(*values)
+        case "loguniform":
+            return tune.loguniform(*values)
+        case "choice":
+            return tune.choice(values)
+        case _:
+            return tune.grid_search(values)
+
+
+def ranked_trials(directory: Path, metric: str) -> list[Ranked]:
+    """The trials of a search that have a checkpoint, best first."""
+    found = []
+    for trial in sorted(directory.glob("trial-*")):
+        kept = checkpoints.ranked(checkpoints.listed(trial), metric)
+        if kept:
+            found.append(Ranked(trial, kept[0]))
+    order = checkpoints.ranked([one.best for one in found], metric)
+    return sorted(found, key=lambda one: order.index(one.best))
+
+
+class StatusWriter(tune.Callback):  # type: ignore[misc]
+    """Writes down how a trial ended where the trial can't: one that ASHA stops is killed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
+        self._close(trial, "FINISHED")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
+        self._close(trial, "FAILED")
+
+    def _close(self, trial: Trial, status: str) -> None:
+        directory = self._directory / trial_name(trial.trial_id)
+        if read_record(directory) is not None and not ended(directory):
+            Journal(directory).note(int(trial.last_result.get(IMAGES, 0)), "status", status)
