@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from tqdm import tqdm
 
 from pipeline.rundir import JOURNAL, Event, read_journal
 from pipeline.settings import BETTER, Settings
+
+TRIALS = "{desc}: {n_fmt} of {total_fmt} trials ended [{elapsed}{postfix}]"
 
 SHORT = {
     "train/autoencoder/reconstruction": "rec",
@@ -28,14 +31,7 @@ def progress_line(directory: Path, name: str, images: int) -> Iterator[None]:
     """A line that follows a run's journal, on a terminal rewritten in place, elsewhere a line every ten seconds."""
     journal = directory / JOURNAL
     offset = journal.stat().st_size if journal.exists() else 0
-    bar = tqdm(
-        total=images,
-        desc=name,
-        unit="img",
-        unit_scale=True,
-        mininterval=0.5 if sys.stderr.isatty() else 10.0,
-        dynamic_ncols=True,
-    )
+    bar = tqdm(total=images, desc=name, unit="img", unit_scale=True, mininterval=_pause_s(), dynamic_ncols=True)
     line = _Line(bar)
     done = threading.Event()
     thread = threading.Thread(target=_follow, args=(directory, offset, line, done), daemon=True)
@@ -46,6 +42,11 @@ def progress_line(directory: Path, name: str, images: int) -> Iterator[None]:
         done.set()
         thread.join(5)
         bar.close()
+
+
+def _pause_s() -> float:
+    """Between two looks of a line: a terminal is rewritten, a log grows."""
+    return 0.5 if sys.stderr.isatty() else 10.0
 
 
 class _Line:
@@ -78,7 +79,7 @@ def _follow(directory: Path, offset: int, line: _Line, done: threading.Event) ->
 @contextmanager
 def search_line(directory: Path, settings: Settings, trials: int) -> Iterator[None]:
     """A line that follows the journals of a search's trials, with a line more for each trial that starts or ends."""
-    bar = tqdm(total=trials, desc=settings.name, unit="trial", mininterval=0.5 if sys.stderr.isatty() else 10.0)
+    bar = tqdm(total=trials, desc=settings.name, bar_format=TRIALS, dynamic_ncols=True)
     watched = _Trials(bar, directory, settings)
     done = threading.Event()
     thread = threading.Thread(target=watched.follow, args=(done,), daemon=True)
@@ -101,14 +102,17 @@ class _Trials:
         self._running: dict[Path, str] = {}
 
     def follow(self, done: threading.Event) -> None:
-        last_look = False
+        last_look, shown_at = False, 0.0
         while not last_look:
-            last_look = done.wait(1.0)
+            last_look = done.wait(0.5)
             for trial in sorted(self._directory.glob("trial-*")):
                 for event, after in read_journal(trial, self._offsets.get(trial, 0)):
                     self._offsets[trial] = after
                     self._take(trial, event)
-            self._bar.set_postfix_str(", ".join(self._running.values()))
+            self._bar.set_postfix_str(", ".join(self._running.values()), refresh=False)
+            if time.monotonic() - shown_at >= _pause_s():
+                self._bar.refresh()
+                shown_at = time.monotonic()
 
     def _take(self, trial: Path, event: Event) -> None:
         metric = self._settings.checkpoints.metric

@@ -1,4 +1,4 @@
-"""REF: the one grammar for a model or a run. A run's or a search's name, runs:/ID, models:/NAME@ALIAS, models:/NAME/N."""
+"""REF: one grammar for models and runs: a name of a run or search, runs:/ID, models:/NAME@ALIAS, models:/NAME/N."""
 
 import difflib
 from pathlib import Path
@@ -34,8 +34,8 @@ def find(ref: str, home: Path) -> Found:
     if not found:
         raise Mistake(f"{ref} has no checkpoint yet: let {directory} train until checkpoints.every images")
     metric = found[0].settings.checkpoints.metric
-    best = checkpoints.ranked([one.checkpoint for one in found], metric)[0]
-    return next(one for one in found if one.checkpoint is best)
+    winner = checkpoints.ranked([one.checkpoint for one in found], metric)[0]
+    return next(one for one in found if one.checkpoint is winner)
 
 
 def _best(directory: Path) -> Found | None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pipeline.data import manifest as manifests
 from pipeline.data.batches import first_images
@@ -13,7 +13,7 @@ from pipeline.references import find, is_model
 from pipeline.training import checkpoints
 from vaegan import Autoencoder
 
-COLUMNS = 8
+COLUMNS, TITLE, GAP = 8, 20, 12
 
 
 def sample_to(ref: str, home: Path, out: Path, count: int, seed: int, data: str | None) -> None:
@@ -21,17 +21,18 @@ def sample_to(ref: str, home: Path, out: Path, count: int, seed: int, data: str 
     if count < 1:
         raise Mistake(f"--count is {count}; expected a number of samples >= 1")
     autoencoder = _load(ref, home)
-    parts = [pictures.grid(pictures.samples(autoencoder, count, seed), COLUMNS)]
+    picture = _titled("samples", pictures.samples(autoencoder, count, seed))
     if data is not None:
         originals = _originals(data)
-        parts.append(pictures.grid(pictures.reconstructions(autoencoder, originals, COLUMNS), COLUMNS))
-        parts.append(pictures.grid(pictures.interpolation(autoencoder, originals[:8], COLUMNS), COLUMNS))
+        shown = pictures.reconstructions(autoencoder, originals, COLUMNS)
+        between = pictures.interpolation(autoencoder, originals[:6], COLUMNS)
+        right = [_titled("originals, and below each its reconstruction", shown), _titled("interpolations", between)]
+        picture = _joined([picture, _joined(right, down=True)])
     try:
-        pictures.save(_stacked(parts), out)
+        pictures.save(picture, out)
     except OSError as error:
         raise Mistake(f"--out is {str(out)!r}: {error.strerror or error}") from None
-    what = "samples" if data is None else "samples; originals above reconstructions; interpolations"
-    print(f"{out}: {what}")
+    print(f"{out}: {count} samples" + ("" if data is None else ", reconstructions and interpolations"))
 
 
 def _load(ref: str, home: Path) -> Autoencoder:
@@ -48,12 +49,23 @@ def _originals(data: str) -> torch.Tensor:
     return first_images(data, manifest, split, 2 * COLUMNS).float() / 255
 
 
-def _stacked(parts: list[Image.Image], gap: int = 12) -> Image.Image:
-    """Pictures below each other."""
-    height = sum(part.height for part in parts) + gap * (len(parts) - 1)
-    canvas = Image.new(parts[0].mode, (max(part.width for part in parts), height), "white")
-    top = 0
+def _titled(title: str, images: torch.Tensor) -> Image.Image:
+    """A grid with a line of text above."""
+    picture = pictures.grid(images, COLUMNS)
+    canvas = Image.new(picture.mode, (picture.width, picture.height + TITLE), "white")
+    ImageDraw.Draw(canvas).text((2, 2), title, fill="black", font_size=TITLE - 6)
+    canvas.paste(picture, (0, TITLE))
+    return canvas
+
+
+def _joined(parts: list[Image.Image], *, down: bool = False) -> Image.Image:
+    """Pictures below each other, or side by side."""
+    widths, heights = [part.width for part in parts], [part.height for part in parts]
+    gaps = GAP * (len(parts) - 1)
+    size = (max(widths), sum(heights) + gaps) if down else (sum(widths) + gaps, max(heights))
+    canvas = Image.new(parts[0].mode, size, "white")
+    along = 0
     for part in parts:
-        canvas.paste(part, (0, top))
-        top += part.height + gap
+        canvas.paste(part, (0, along) if down else (along, 0))
+        along += GAP + (part.height if down else part.width)
     return canvas

@@ -58,7 +58,7 @@ class Likelihood:
     variance: Literal["fixed", "learned", "per-pixel"] = "fixed"
     """Of the Gaussian: a constant, one learned number, or one number a pixel and channel from the decoder."""
     std: float = 1.0
-    """Standard deviation of a pixel in [0, 1]: the constant, or where learning starts. > 0."""
+    """Standard deviation of a pixel in [0, 1]: the constant, or, less the floor, where learning starts. > 0."""
     floor: float = 0.01
     """Learned standard deviations stay above this: without it the likelihood of a constant region is unbounded. > 0."""
 
@@ -78,7 +78,7 @@ class Gate:
     equilibrium: float = 0.68
     margin: float = 0.35
     """D rests when its loss on real or on generated images is under equilibrium - margin; the decoder rests when either
-    is over equilibrium + margin; if both would rest, neither does."""
+    is over equilibrium + margin; if both would rest, neither does. The encoder and a learned variance never rest."""
 
     def __post_init__(self) -> None:
         require(self.margin > 0, "margin", self.margin, "a number > 0")

@@ -1,6 +1,5 @@
 """A registered model, loaded."""
 
-import logging
 import os
 from pathlib import Path
 
@@ -8,14 +7,14 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import Mistake
-from pipeline.tracking import local_store
+from pipeline.tracking import local_store, quiet_mlflow
 from vaegan import Autoencoder
 
 
 def load(ref: str, home: Path) -> Autoencoder:
     """The autoencoder of models:/NAME@ALIAS or models:/NAME/VERSION; nothing is unpickled. Raises Mistake."""
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    quiet_mlflow()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or local_store(home)
     if not Path(uri.removeprefix("sqlite:///")).exists() and uri.startswith("sqlite:///"):
         raise Mistake(f"{ref}: no registry at {uri}; name its home with --home, or its server with MLFLOW_TRACKING_URI")

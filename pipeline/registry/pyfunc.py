@@ -7,23 +7,19 @@ Images are float32 (N, C, H, W) in [0, 1]; codes are (N, Z, 1, 1), so that one s
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
 import numpy as np
-import numpy.typing as npt
 import torch
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from safetensors.torch import load_file
 
 from vaegan import Autoencoder, build
 from vaegan.config import Likelihood, Networks
 
-Array = npt.NDArray[np.float32]
 
-
-class VaeganModel(PythonModel):  # type: ignore[misc]
+class VaeganModel(PythonModel):
     """Averaged weights of an autoencoder, and the description they are loaded into."""
 
     autoencoder: Autoencoder
@@ -38,10 +34,8 @@ class VaeganModel(PythonModel):  # type: ignore[misc]
         self.autoencoder.load_state_dict(load_file(context.artifacts["weights"]))
 
     @torch.inference_mode()
-    def predict(
-        self, context: PythonModelContext, model_input: Array, params: Mapping[str, object] | None = None
-    ) -> Array:
-        """One task. Raises ValueError for an unknown one, and for input of the wrong shape."""
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints as a schema
+        """One task, array to array. Raises ValueError for an unknown one, and for input of the wrong shape."""
         settings = {"task": "reconstruct", "count": 16, "seed": 0} | dict(params or {})
         x = torch.from_numpy(np.array(model_input, dtype=np.float32))
         match settings["task"]:

@@ -3,6 +3,7 @@
 import json
 import shlex
 import tempfile
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.models.model import ModelInfo
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
 import vaegan
@@ -34,6 +36,8 @@ def register(ref: str, name: str, home: Path) -> None:
     """
     if is_model(ref):
         raise Mistake(f"{ref} is registered already; name a run or a search")
+    if not name or set(name) & set("/:"):
+        raise Mistake(f"--name is {name!r}; expected a name without / and :")
     found = find(ref, home)
     client = _client(found)
     registered = _version_of(client, name, found) or _log_version(client, name, found)
@@ -64,24 +68,24 @@ def _version_of(client: MlflowClient, name: str, found: Found) -> ModelVersion |
 
 def _log_version(client: MlflowClient, name: str, found: Found) -> ModelVersion:
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id(found.directory)):
-        try:
-            info = _log_model(name, found, Path(folder))
-        except MlflowException as error:
-            raise Mistake(f"--name is {name!r}: {error.message}") from None
-    number = str(info.registered_model_version)
-    client.update_model_version(name, number, _card(name, found))
-    for key, value in _tags(found).items():
-        client.set_model_version_tag(name, number, key, value)
-    print(f"{name} version {number}: {found.record['name']} at {found.checkpoint.images_seen:,} images")
-    return client.get_model_version(name, number)
+        info = _log_model(name, found, Path(folder))
+    with suppress(MlflowException):  # it exists, as a rule; what else may be wrong shows in the next call
+        client.create_registered_model(name)
+    try:
+        made = client.create_model_version(
+            name, info.model_uri, info.run_id, _tags(found), description=_card(name, found), model_id=info.model_id
+        )
+    except MlflowException as error:
+        raise Mistake(f"--name is {name!r}: {error.message}") from None
+    print(f"{name} version {made.version}: {found.record['name']} at {found.checkpoint.images_seen:,} images")
+    return made
 
 
-def _log_model(name: str, found: Found, folder: Path) -> mlflow.models.model.ModelInfo:
+def _log_model(name: str, found: Found, folder: Path) -> ModelInfo:
     """A models-from-code pyfunc: this package's pyfunc.py, the vaegan package, safetensors and JSON; no pickle."""
-    autoencoder, description = checkpoints.load_average(found.checkpoint.path)
+    _, description = checkpoints.load_average(found.checkpoint.path)
     (folder / "description.json").write_text(json.dumps(description.to_json(), indent=2) + "\n")
     (folder / "README.md").write_text(_card(name, found))
-    example = np.zeros((1, *description.shape), dtype=np.float32)
     return mlflow.pyfunc.log_model(
         name="model",
         python_model=pyfunc.__file__,
@@ -92,9 +96,8 @@ def _log_model(name: str, found: Found, folder: Path) -> mlflow.models.model.Mod
         },
         code_paths=[str(Path(str(vaegan.__file__)).parent)],
         signature=_signature(),
-        input_example=example,
+        input_example=np.zeros((1, *description.shape), dtype=np.float32),
         pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "numpy", "safetensors", "torch")],
-        registered_model_name=name,
     )
 
 
@@ -168,6 +171,6 @@ beta {objective.beta:g}, lambda {objective.lambda_:g}
 - command: `{record["tags"].get("vaegan.command", "unknown")}`
 - commit: {record["tags"].get("mlflow.source.git.commit", "unknown")}
 
-`predict(x, params={{"task": "sample" | "encode" | "decode" | "reconstruct", "count": 16, "seed": 0}})`: images are float32
-(N, C, H, W) in [0, 1], codes (N, {networks.latent}, 1, 1).
+`predict(x, params={{"task": "sample" | "encode" | "decode" | "reconstruct", "count": 16, "seed": 0}})`: images are
+float32 (N, C, H, W) in [0, 1], codes (N, {networks.latent}, 1, 1).
 """

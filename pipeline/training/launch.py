@@ -13,6 +13,8 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.state import list_actors
+from ray.util.state.exception import RayStateApiException
 
 from pipeline.data import manifest as manifests
 from pipeline.data.manifest import Manifest
@@ -130,6 +132,20 @@ def cluster() -> Iterator[bool]:
         yield own
     finally:
         ray.shutdown()
+
+
+def require_state_api() -> None:
+    """Raise Mistake where Ray's dashboard is off.
+
+    Ray Train asks it who is dead; without an answer the CPUs of a stopped trial are never freed.
+    """
+    try:
+        list_actors(limit=1)
+    except RayStateApiException:
+        raise Mistake(
+            "the Ray cluster's dashboard does not answer, and without it stopped trials keep their CPUs; "
+            "start Ray with its dashboard (pip install 'ray[default]', no include_dashboard=False)"
+        ) from None
 
 
 def require_room(settings: Settings, own: bool, beside_cpus: float = 0.0) -> int:

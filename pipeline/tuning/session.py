@@ -52,6 +52,7 @@ def _rooted(space: Space) -> Space:
 
 def _concurrent(space: Space, settings: Settings, own: bool) -> int:
     """Trials at a time, said aloud with what one needs. Raises Mistake where not one fits."""
+    launch.require_state_api()
     room = launch.require_room(settings, own, space.search.driver_cpus)
     concurrent = min(room, space.search.concurrent or room, space.trials)
     workers = settings.workers

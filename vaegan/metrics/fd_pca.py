@@ -27,17 +27,17 @@ class Pca(NamedTuple):
 
 
 def fit(images: Tensor) -> Pca:
-    """The leading components of (N, ...) images; fewer than 64 where there are fewer images or pixels.
+    """The leading components of (N, ...) images; fewer than 64 where the images don't vary in as many directions.
 
     The sign and order of components don't matter to the distance. Solved on the smaller side, in float64.
     """
     rows_NX = images[:FITTED_ON].flatten(1).double()
     mean_X = rows_NX.mean(0)
     centred_NX = rows_NX - mean_X
-    count = min(COMPONENTS, len(rows_NX) - 1, rows_NX.shape[1])
-    if len(rows_NX) >= rows_NX.shape[1]:
-        basis_XF = torch.linalg.eigh(centred_NX.T @ centred_NX).eigenvectors[:, -count:]
-    else:
-        values_N, vectors_NN = torch.linalg.eigh(centred_NX @ centred_NX.T)
-        basis_XF = centred_NX.T @ vectors_NN[:, -count:] / values_N[-count:].clamp(min=1e-12).sqrt()
+    wide = len(rows_NX) < rows_NX.shape[1]
+    values, vectors = torch.linalg.eigh(centred_NX @ centred_NX.T if wide else centred_NX.T @ centred_NX)
+    leading = slice(-min(COMPONENTS, int((values > 1e-10 * values[-1]).sum())), None)
+    basis_XF = vectors[:, leading]
+    if wide:
+        basis_XF = centred_NX.T @ basis_XF / values[leading].sqrt()
     return Pca(mean_X, basis_XF)

@@ -133,7 +133,8 @@ def _innermost(shape: Shape, widths: tuple[int, ...]) -> int:
 
 
 def _groups(channels: int) -> int:
-    return next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)
+    # one channel a group would make the convolution's bias a weight without a gradient
+    return next(groups for groups in (8, 4, 2, 1) if channels % groups == 0 and channels // groups > 1)
 
 
 def _down(before: int, after: int, norm: str) -> Block:
