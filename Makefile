@@ -1,1 +1,48 @@
+# git, make and Python >= 3.11 are all a fresh machine needs: every target makes .venv first, when it is missing or old.
 .SILENT:
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+help:
+	echo "make demo    from nothing to a registered model and demo.png, on two CPU cores"
+	echo "make test    the tests"
+	echo "make check   ruff, mypy --strict and every test, as CI runs them"
+
+demo: .venv/ready data/digits/dataset.json
+	$(BIN)/vaegan tune run tune_configs/digits.yaml
+	$(BIN)/vaegan register digits-search --name digits
+	$(BIN)/vaegan sample models:/digits@champion --count 64 --seed 0 --data data/digits --out demo.png
+	echo "look at demo.png; then: vaegan train digits --set objective.lambda=0 --set name=just-a-vae"
+
+data/digits/dataset.json: | .venv/ready
+	$(BIN)/vaegan data prepare digits --out data/digits
+
+test: .venv/dev
+	$(BIN)/python -m pytest -m "not slow"
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/ready: pyproject.toml constraints.txt
+	echo "installing into .venv: some minutes and 6 GB the first time, most of it torch"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	touch $@
+
+.venv/dev: .venv/ready
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -250,3 +250,7 @@ def _print_yaml(settings: object) -> None:
 
     assert isinstance(settings, Settings)
     YAML().dump(dump(settings), sys.stdout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

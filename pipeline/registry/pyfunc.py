@@ -7,6 +7,7 @@ Images are float32 (N, C, H, W) in [0, 1]; codes are (N, Z, 1, 1), so that one s
 """
 
 import json
+import warnings
 from pathlib import Path
 
 import mlflow
@@ -17,6 +18,9 @@ from safetensors.torch import load_file
 
 from vaegan import Autoencoder, build
 from vaegan.config import Likelihood, Networks
+
+# MLflow wants hints on predict for a schema; the signature says more than a hint could
+warnings.filterwarnings("ignore", ".*Add type hints to the `predict` method", UserWarning)
 
 
 class VaeganModel(PythonModel):
@@ -34,7 +38,7 @@ class VaeganModel(PythonModel):
         self.autoencoder.load_state_dict(load_file(context.artifacts["weights"]))
 
     @torch.inference_mode()
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints as a schema
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """One task, array to array. Raises ValueError for an unknown one, and for input of the wrong shape."""
         settings = {"task": "reconstruct", "count": 16, "seed": 0} | dict(params or {})
         x = torch.from_numpy(np.array(model_input, dtype=np.float32))

@@ -19,7 +19,6 @@ from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 import vaegan
 from pipeline.errors import Mistake
 from pipeline.references import Found, find, is_model
-from pipeline.registry import pyfunc
 from pipeline.registry.decide import Contender, Promote, decide
 from pipeline.settings import BETTER
 from pipeline.tracking import connect, push, run_id
@@ -88,7 +87,7 @@ def _log_model(name: str, found: Found, folder: Path) -> ModelInfo:
     (folder / "README.md").write_text(_card(name, found))
     return mlflow.pyfunc.log_model(
         name="model",
-        python_model=pyfunc.__file__,
+        python_model=str(Path(__file__).with_name("pyfunc.py")),
         artifacts={
             "weights": str(found.checkpoint.path / "average.safetensors"),
             "description": str(folder / "description.json"),

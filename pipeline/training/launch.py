@@ -20,7 +20,7 @@ from pipeline.data import manifest as manifests
 from pipeline.data.manifest import Manifest
 from pipeline.errors import Failure, Mistake
 from pipeline.lineage import lineage
-from pipeline.rundir import Journal, Record, new_record
+from pipeline.rundir import Journal, Record, ended, new_record
 from pipeline.settings import Settings, dump, identity
 from pipeline.tracking import store_uri
 from pipeline.training import checkpoints
@@ -75,7 +75,7 @@ def tags() -> dict[str, str]:
 
 
 def run(settings: Settings, directory: Path, callbacks: Sequence[object] = ()) -> Outcome:
-    """Train on the cluster until the run ends. Raises Failure, with one line, where it ends badly."""
+    """Train on the cluster until the run ends. Raises Mistake or Failure where it ends badly."""
     settings = replace(settings, data=replace(settings.data, path=manifests.absolute(settings.data.path)))
     trainer = TorchTrainer(
         run_worker,
@@ -92,7 +92,7 @@ def run(settings: Settings, directory: Path, callbacks: Sequence[object] = ()) -
     with _status(directory):
         kind, why = trainer.fit().return_value
         if kind != "finished":
-            raise Failure(why)
+            raise (Mistake if kind == "mistake" else Failure)(why)
     kept = checkpoints.listed(directory)
     return Outcome(directory, why, checkpoints.ranked(kept, settings.checkpoints.metric)[0], kept[-1])
 
@@ -105,13 +105,14 @@ def _status(directory: Path) -> Iterator[None]:
         yield
         status = "FINISHED"
     except ray.train.TrainingFailedError as error:
-        raise Failure(_one_line(error)) from error
+        raise _translated(error) from error
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise Failure(f"interrupted; the same command goes on from the newest checkpoint in {directory}") from None
     finally:
-        kept = checkpoints.listed(directory)
-        Journal(directory).note(kept[-1].images_seen if kept else 0, "status", status)
+        if ended(directory) is None:  # a search closes the trials that it stops, while they die
+            kept = checkpoints.listed(directory)
+            Journal(directory).note(kept[-1].images_seen if kept else 0, "status", status)
 
 
 @contextmanager
@@ -216,10 +217,12 @@ def _require_fitting_networks(settings: Settings, manifest: Manifest) -> None:
         )
 
 
-def _one_line(error: ray.train.TrainingFailedError) -> str:
-    """The mistake or the failure at the bottom of Ray's account of it."""
+def _translated(error: ray.train.TrainingFailedError) -> Mistake | Failure:
+    """The mistake, or the last line of the failure, at the bottom of Ray's account of it."""
     failures = getattr(error, "worker_failures", {})
     first: BaseException = next(iter(failures.values()), error)
     cause = getattr(first, "cause", None) or getattr(first, "_exc", None) or first
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return f"training failed: {lines[-1].strip() if lines else type(cause).__name__}"
+    if isinstance(cause, Mistake):
+        return cause
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return Failure(f"training failed: {lines[-1] if lines else type(cause).__name__}")

@@ -37,14 +37,14 @@ Report = Callable[[dict[str, float]], None]
 class Ending(NamedTuple):
     """How a run ended."""
 
-    kind: Literal["finished", "diverged", "failed"]
+    kind: Literal["finished", "diverged", "failed", "mistake"]
     why: str
 
 
 def train(settings: Settings, directory: Path, ranks: Ranks, report: Report) -> Ending:
     """Train, from the newest whole checkpoint of the run where there is one, until a stop rule holds.
 
-    A Mistake that shows at the start, such as damaged data, ends the run on every rank; later ones are raised.
+    A Mistake that shows at the start, such as damaged data, ends the run on every rank; a later one is raised.
     """
     loop, trouble = None, ""
     try:
@@ -52,7 +52,7 @@ def train(settings: Settings, directory: Path, ranks: Ranks, report: Report) -> 
     except Mistake as mistake:
         trouble = str(mistake)
     if ranks.any(loop is None) or loop is None:
-        return Ending("failed", trouble or "another rank could not start")
+        return Ending("mistake", trouble or "another rank could not start")
     return loop.run()
 
 
