@@ -55,7 +55,9 @@ def train(parsed: argparse.Namespace) -> None:
 
     settings = load(parsed.settings, parsed.set)
     if parsed.dry_run:
-        _print_yaml(settings)
+        from pipeline.training.session import dry_run
+
+        dry_run(settings)
         return
     from pipeline.training.session import train_one
 
@@ -143,7 +145,9 @@ vaegan train my_run.yaml --set objective.beta=2 --dry-run""",
     )
     command.add_argument("settings", metavar="PRESET_OR_YAML", help="a preset's name, or a YAML file")
     _add_set(command)
-    command.add_argument("--dry-run", action="store_true", help="check and print the settings in full, and stop")
+    command.add_argument(
+        "--dry-run", action="store_true", help="print the settings in full, check them against the data, and stop"
+    )
 
 
 def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -241,15 +245,6 @@ def _add_set(command: argparse.ArgumentParser) -> None:
 
 def _add_home(command: argparse.ArgumentParser) -> None:
     command.add_argument("--home", type=Path, default=Path("runs"), help="where runs live (default: runs)")
-
-
-def _print_yaml(settings: object) -> None:
-    from ruamel.yaml import YAML
-
-    from pipeline.settings import Settings, dump
-
-    assert isinstance(settings, Settings)
-    YAML().dump(dump(settings), sys.stdout)
 
 
 if __name__ == "__main__":

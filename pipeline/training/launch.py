@@ -122,6 +122,7 @@ def cluster() -> Iterator[bool]:
     Yields whether it is our own.
     """
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(COLLECTIVE_TIMEOUT_S))
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how late an ending is noticed
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         ray.init(address="auto", **quiet)
@@ -155,7 +156,6 @@ def require_room(settings: Settings, own: bool, beside_cpus: float = 0.0) -> int
     Waits `workers.wait_s` for a cluster that may still grow. Raises Mistake where not one fits.
     """
     workers = settings.workers
-    fewest, _ = workers.range
     deadline = time.monotonic() + (0 if own else workers.wait_s)
     while True:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -167,8 +167,8 @@ def require_room(settings: Settings, own: bool, beside_cpus: float = 0.0) -> int
             raise Mistake(
                 f"workers.count is {workers.count!r} with {workers.cpus:g} CPUs and {workers.gpus:g} GPUs each"
                 + (f", and {beside_cpus:g} CPUs for the trial's driver" if beside_cpus else "")
-                + f": the cluster has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(nodes)} nodes; lower "
-                f"workers.count (at least {fewest} must fit) or workers.cpus, or wait longer with workers.wait_s"
+                + f": the cluster has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(nodes)} nodes; "
+                "lower workers.count or workers.cpus, or wait longer for a cluster that grows with workers.wait_s"
             )
         time.sleep(1.0)
 

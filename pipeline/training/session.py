@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 from pipeline.progress import progress_line
 from pipeline.rundir import open_record, require_same_identity
-from pipeline.settings import Settings, identity
+from pipeline.settings import Settings, dump, identity
 from pipeline.table import print_table
 from pipeline.tracking import Sink, connect, run_id, store_uri
 from pipeline.training import launch
@@ -32,6 +34,14 @@ def train_one(settings: Settings) -> Outcome:
 
         register(settings.name, settings.register, Path(settings.home))
     return outcome
+
+
+def dry_run(settings: Settings) -> None:
+    """Print a run's settings in full, and find what would be wrong with it. Raises Mistake."""
+    YAML().dump(dump(settings), sys.stdout)
+    manifest = launch.prepare(settings)
+    require_same_identity(Path(settings.home) / settings.name, identity(settings, manifest.digest))
+    print(f"# nothing wrong: {manifest.rows('train'):,} images of {manifest.shape} to train on")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.data import manifest as manifests
 from pipeline.errors import Failure
 from pipeline.progress import search_line
+from pipeline.registry.register import register
 from pipeline.rundir import Journal, Record, ended, new_record, open_record, read_record, require_same_identity
 from pipeline.settings import BETTER, Settings, Tree, dump, flatten, merge, parse, read_tree
 from pipeline.table import print_table
@@ -35,6 +36,8 @@ def search_all(config: str, overrides: Sequence[str]) -> None:
         done = sum(ended(trial) is not None for trial in directory.glob("trial-*"))
         journal.note(0, "status", "FINISHED" if done == space.trials else "KILLED")
     _summarise(space, settings, directory)
+    if settings.register is not None and done == space.trials:
+        register(settings.name, settings.register, Path(settings.home))
     if done < space.trials:
         raise Failure(f"{done} of {space.trials} trials ended; the same command goes on with the rest")
 
