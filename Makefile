@@ -16,7 +16,10 @@ demo: .venv/ready data/digits/dataset.json
 	$(BIN)/vaegan tune run tune_configs/digits.yaml
 	$(BIN)/vaegan register digits-search --name digits
 	$(BIN)/vaegan sample models:/digits@champion --count 64 --seed 0 --data data/digits --out demo.png
-	echo "look at demo.png; then: vaegan train digits --set objective.lambda=0 --set name=just-a-vae"
+	echo
+	echo "open the picture:  demo.png"
+	echo "open the tracker:  $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db"
+	echo "train your own:    $(BIN)/vaegan train digits --set objective.lambda=0 --set name=just-a-vae"
 
 data/digits/dataset.json: | .venv/ready
 	$(BIN)/vaegan data prepare digits --out data/digits

@@ -41,8 +41,8 @@ def register(ref: str, name: str, home: Path) -> None:
     client = _client(found)
     registered = _version_of(client, name, found) or _log_version(client, name, found)
     _decide_aliases(client, name, registered, found)
-    uri = f"models:/{name}@{CHAMPION}"
-    print(f"sample from it:  vaegan sample {uri} --home {shlex.quote(str(home))} --count 64 --seed 0 --out grid.png")
+    where = "" if home == Path("runs") else f"--home {shlex.quote(str(home))} "
+    print(f"sample from it: vaegan sample models:/{name}@{CHAMPION} {where}--count 64 --seed 0 --out grid.png")
 
 
 def _client(found: Found) -> MlflowClient:
