@@ -62,9 +62,7 @@ def test_the_base_is_settings_with_first_values_and_the_tree_is_left_alone():
 )
 def test_a_distribution_that_is_none_is_one_line_with_place_value_and_form(leaf, expected):
     ((kind, values),) = leaf.items()
-    assert complaint({"objective.lambda": leaf}) == (
-        f"objective.lambda is {{{kind}: {values}}}; expected {expected}"
-    )
+    assert complaint({"objective.lambda": leaf}) == (f"objective.lambda is {{{kind}: {values}}}; expected {expected}")
 
 
 @pytest.mark.parametrize(
