@@ -100,6 +100,7 @@ class _Trials:
         self._offsets: dict[Path, int] = {}
         self._best: dict[Path, float] = {}
         self._running: dict[Path, str] = {}
+        self._ended: set[Path] = set()
 
     def follow(self, done: threading.Event) -> None:
         last_look, shown_at = False, 0.0
@@ -128,9 +129,11 @@ class _Trials:
                 self._bar.write(f"{trial.name}: {text}", file=sys.stderr)
             case "status", {"text": "RUNNING"}:
                 self._running[trial] = f"{trial.name} starts"
+                self._ended.discard(trial)
             case "status", {"text": str(status)}:
                 self._running.pop(trial, None)
                 came_to = f"{metric} {self._best[trial]:.4g}" if trial in self._best else "no checkpoint"
                 text = f"{trial.name}: {status.lower()} at {event.step:,} images, {came_to}"
                 self._bar.write(text, file=sys.stderr)
-                self._bar.update(1)
+                self._ended.add(trial)
+                self._bar.update(len(self._ended) - self._bar.n)

@@ -47,6 +47,13 @@ class Ranks:
         dist.all_reduce(total)
         return total / self.world
 
+    def first_says(self, number: int) -> int:
+        """What rank 0 passed, on every rank."""
+        said = torch.tensor(number, device=self.device)
+        if self.world > 1:
+            dist.broadcast(said, 0)
+        return int(said)
+
     def any(self, flag: bool) -> bool:
         """Whether it holds on some rank."""
         raised = torch.tensor(float(flag), device=self.device)

@@ -10,12 +10,13 @@
 The journal is written before anything is sent anywhere: a tracker that is down costs nothing and loses nothing.
 """
 
+import fcntl
 import json
 import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
@@ -120,12 +121,24 @@ def ended(directory: Path) -> str | None:
 
 
 def run_directories(root: Path) -> Iterator[Path]:
-    """Every run at or below a folder, parents before their trials."""
+    """A run or every run of a home, and the trials of each: parents first."""
     if (root / RUN).exists():
         yield root
-    for below in sorted(root.iterdir()) if root.is_dir() else []:
-        if below.is_dir() and not below.is_symlink():
-            yield from run_directories(below)
+    for run in sorted(root.glob(f"*/{RUN}")):
+        yield run.parent
+        yield from sorted(trial.parent for trial in run.parent.glob(f"*/{RUN}"))
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Have a run's folder to oneself. Raises Mistake where another process that lives has it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Mistake(f"{directory} is in use: this run is going on already; wait for it, or stop it") from None
+        yield
 
 
 class Journal:
@@ -137,7 +150,7 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / JOURNAL
-        _drop_torn_line(self._path)
+        _end_torn_line(self._path)
         self._last: dict[str, int] = {}
         for event, _ in read_journal(directory, 0):
             for name in _names(event.kind, event.body):
@@ -180,7 +193,7 @@ def read_journal(directory: Path, offset: int) -> Iterator[tuple[Event, int]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            with suppress(ValueError):  # a line damaged on disk is lost; the rest is not
+            with suppress(ValueError, TypeError):  # a torn or damaged line is lost; the rest is not
                 yield Event(*json.loads(line)), offset
 
 
@@ -193,13 +206,16 @@ def _names(kind: str, body: Mapping[str, object]) -> list[str]:
     return []
 
 
-def _drop_torn_line(path: Path) -> None:
-    """A process killed while it wrote leaves half a line, which the next event must not be glued to."""
+def _end_torn_line(path: Path) -> None:
+    """A process killed while it wrote leaves half a line, which the next event must not be glued to.
+
+    Nothing is cut off: another process may be writing.
+    """
     if not path.exists():
         return
-    with path.open("rb+") as file:
-        data = file.read()
-        file.truncate(data.rfind(b"\n") + 1)
+    with path.open("ab+") as file:
+        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+            file.write(b"\n")
 
 
 def require_same_identity(directory: Path, wanted: Mapping[str, object]) -> None:

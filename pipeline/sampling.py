@@ -12,6 +12,7 @@ from pipeline.evaluation import pictures
 from pipeline.references import find, is_model
 from pipeline.training import checkpoints
 from vaegan import Autoencoder
+from vaegan.networks.ports import Shape
 
 COLUMNS, TITLE, GAP = 8, 20, 12
 
@@ -20,12 +21,12 @@ def sample_to(ref: str, home: Path, out: Path, count: int, seed: int, data: str 
     """Draw `count` samples of the model that a REF names into a PNG. Raises Mistake."""
     if count < 1:
         raise Mistake(f"--count is {count}; expected a number of samples >= 1")
-    autoencoder = _load(ref, home)
+    autoencoder, shape = _load(ref, home)
     picture = _titled("samples", pictures.samples(autoencoder, count, seed))
     if data is not None:
-        originals = _originals(data)
+        originals = _originals(data, shape)
         shown = pictures.reconstructions(autoencoder, originals, COLUMNS)
-        between = pictures.interpolation(autoencoder, originals[:6], COLUMNS)
+        between = pictures.interpolation(autoencoder, originals[: min(6, len(originals) // 2 * 2)], COLUMNS)
         right = [_titled("originals, and below each its reconstruction", shown), _titled("interpolations", between)]
         picture = _joined([picture, _joined(right, down=True)])
     try:
@@ -35,16 +36,19 @@ def sample_to(ref: str, home: Path, out: Path, count: int, seed: int, data: str 
     print(f"{out}: {count} samples" + ("" if data is None else ", reconstructions and interpolations"))
 
 
-def _load(ref: str, home: Path) -> Autoencoder:
+def _load(ref: str, home: Path) -> tuple[Autoencoder, Shape]:
     if is_model(ref):
         from pipeline.registry.load import load
 
         return load(ref, home)
-    return checkpoints.load_average(find(ref, home).checkpoint.path)[0]
+    autoencoder, description = checkpoints.load_average(find(ref, home).checkpoint.path)
+    return autoencoder, description.shape
 
 
-def _originals(data: str) -> torch.Tensor:
+def _originals(data: str, shape: Shape) -> torch.Tensor:
     manifest = manifests.load(data)
+    if manifest.shape != shape:
+        raise Mistake(f"--data {data!r} has images of {manifest.shape}; the model's are {shape}")
     split = "test" if "test" in manifest.splits else next(iter(manifest.splits))
     return first_images(data, manifest, split, 2 * COLUMNS).float() / 255
 

@@ -65,7 +65,7 @@ class Stop:
     patience: int | None = None
     """Evaluations in a row without a better `checkpoints.metric`."""
     minutes: float | None = None
-    """Wall clock spent in training, resumed parts included."""
+    """Spent in training, resumed parts included; evaluations and start-up apart."""
 
     def __post_init__(self) -> None:
         require(self.images >= 1, "images", self.images, "a number of images >= 1")
@@ -139,8 +139,8 @@ class Workers:
     @property
     def range(self) -> tuple[int, int]:
         """Fewest and most workers."""
-        fewest, _, most = str(self.count).partition("..")
-        return int(fewest), int(most or fewest)
+        fewest, dots, most = str(self.count).partition("..")
+        return int(fewest), int(most if dots else fewest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +184,13 @@ class Settings:
     tracking: Tracking = field(default_factory=Tracking)
 
     def __post_init__(self) -> None:
+        require("://" not in self.home, "home", self.home, "a folder, on storage that all hosts share")
+        require(
+            self.register is None or is_model_name(self.register),
+            "register",
+            self.register,
+            "a name without / : ' and \"",
+        )
         plain_name = self.name not in {"", ".", ".."} and "/" not in self.name and "\\" not in self.name
         require(plain_name, "name", self.name, "a name without slashes")
         require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
@@ -201,6 +208,11 @@ class Settings:
 
 
 ADAPTER = TypeAdapter(Settings)
+
+
+def is_model_name(name: str) -> bool:
+    """Whether MLflow takes it for a registered model, and in its filters too."""
+    return bool(name) and not set(name) & set("/:'\"")
 
 
 def load(source: str, overrides: Sequence[str] = ()) -> Settings:
@@ -228,7 +240,7 @@ def parse(tree: Mapping[str, object]) -> Settings:
         return ADAPTER.validate_json(json.dumps(tree))
     except ValidationError as error:
         raise Mistake(explain(error.errors()[0])) from None
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise Mistake(f"settings hold something YAML should not: {error}") from None
 
 
@@ -263,9 +275,15 @@ def presets() -> list[str]:
 
 
 def identity(settings: Settings, data_digest: str) -> dict[str, object]:
-    """What makes a run this run and no other, by dotted path; not workers, stop rule, intervals or tracking."""
+    """What makes a run this run and no other, by dotted path; not workers, stop rule, intervals or tracking.
+
+    How it is evaluated belongs to it: figures of one run must be comparable.
+    """
     tree = dump(settings)
-    kept = {key: tree[key] for key in ("networks", "objective", "optimizers", "seed", "average_half_life")}
+    kept = {
+        key: tree[key] for key in ("networks", "objective", "optimizers", "seed", "average_half_life", "evaluation")
+    }
+    kept["checkpoints"] = {"metric": settings.checkpoints.metric}
     data = {"digest": data_digest, "batch": settings.data.batch, "window": settings.data.window}
     return flatten(kept | {"data": data})
 
@@ -277,7 +295,8 @@ def identity_hash(identity: Mapping[str, object]) -> str:
 
 def explain(error: ErrorDetails, section: type = Settings, prefix: str = "") -> str:
     """What is wrong with a setting, in one line. section: the class that was validated, found under `prefix`."""
-    place = ".".join(str(part) for part in ([prefix] if prefix else []) + list(error["loc"]))
+    parts = [part for part in error["loc"] if part not in {"int", "str"}]  # pydantic names the branch of a union too
+    place = ".".join(str(part) for part in ([prefix] if prefix else []) + parts)
     value = error["input"]
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
@@ -297,6 +316,8 @@ def _read(source: str) -> Tree:
         return _read_preset(source)
     try:
         text = Path(source).read_text()
+    except UnicodeDecodeError:
+        raise Mistake(f"{source}: not text in UTF-8") from None
     except OSError as error:
         raise Mistake(f"{source}: {error.strerror or error}; presets are {', '.join(presets())}") from None
     return _section(_yaml(text, source), source)
@@ -305,7 +326,7 @@ def _read(source: str) -> Tree:
 def _read_preset(name: str) -> Tree:
     if name not in presets():
         nearest = difflib.get_close_matches(name, presets(), n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
         raise Mistake(f"{name!r} is neither a YAML file nor a preset{hint} presets are {', '.join(presets())}")
     return _section(_yaml((files("pipeline") / "presets" / f"{name}.yaml").read_text(), name), name)
 

@@ -39,6 +39,8 @@ class Point(NamedTuple):
 class State(TypedDict):
     """`tracking.json`."""
 
+    tracker: str
+    """Which one this is about: an id means nothing to another."""
     run_id: str | None
     offset: int
     """Bytes of the journal that the tracker has."""
@@ -90,12 +92,9 @@ class MlflowTracker:
     """MLflow, a server or a database."""
 
     def __init__(self, uri: str, experiment: str) -> None:
-        # a dead server must cost seconds, not MLflow's default of minutes: the journal waits, we try again
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        prepare_mlflow()
         from mlflow import MlflowClient
 
-        quiet_mlflow()
         self.uri = uri
         self._client = MlflowClient(uri)
         self._experiment = experiment
@@ -111,7 +110,10 @@ class MlflowTracker:
         experiment = self.experiment_id()
         found = self._client.search_runs([experiment], f"tags.`vaegan.key` = '{record['key']}'", max_results=1)
         if found:
-            return str(found[0].info.run_id)
+            known = str(found[0].info.run_id)
+            if not found[0].data.params:  # the tracker died before it was described
+                self._describe(known, record)
+            return known
         tags = record["tags"] | {"vaegan.key": record["key"], "vaegan.kind": record["kind"]}
         if parent_id is not None:
             tags["mlflow.parentRunId"] = parent_id
@@ -140,8 +142,6 @@ class MlflowTracker:
     def _describe(self, run_id: str, record: Record) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-        params = [Param(path, str(value)) for path, value in flatten(record["settings"]).items()]
-        self._client.log_batch(run_id, params=params)
         data = record["data"]
         dataset = Dataset(
             name=Path(data["path"]).name,
@@ -150,10 +150,15 @@ class MlflowTracker:
             source=json.dumps({"path": data["path"], "prepared_from": data["source"], "sha256": data["digest"]}),
         )
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        params = [Param(path, str(value)) for path, value in flatten(record["settings"]).items()]
+        self._client.log_batch(run_id, params=params)  # last: where they are, all is
 
 
-def quiet_mlflow() -> None:
-    """We say ourselves what happens, in fewer words."""
+def prepare_mlflow() -> None:
+    """Before MLflow is imported: patience in seconds, and few words."""
+    # a dead server must cost seconds, not MLflow's default of minutes: the journal waits, we try again
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -201,19 +206,28 @@ def push(directory: Path, tracker: Tracker) -> int:
 
 
 def sync(home: Path) -> None:
-    """Push every run below a home to the tracker it was started with, and say what was sent. Raises Mistake."""
+    """Push every run below a home to the tracker it was started with, and say what was sent.
+
+    Raises Mistake at the end, when everything that could be sent is, for what could not.
+    """
     trackers: dict[tuple[str, str], MlflowTracker] = {}
-    runs = sent = 0
+    troubles, runs = [], 0
     for directory in run_directories(home):
-        record = read_record(directory)
-        if record is None or not waiting(directory):
-            continue
-        address = (record["tracking_uri"], record["experiment"])
-        tracker = trackers.setdefault(address, trackers.get(address) or connect(*address))
-        count = push(directory, tracker)
-        print(f"{directory}: {count} events sent to {record['tracking_uri']}")
-        runs, sent = runs + 1, sent + count
-    print(f"{sent} events of {runs} runs sent" if runs else f"nothing waits below {home}")
+        try:
+            record = read_record(directory)
+            if record is None or not waiting(directory):
+                continue
+            address = (record["tracking_uri"], record["experiment"])
+            if address not in trackers:
+                trackers[address] = connect(*address)
+            runs += 1
+            print(f"{directory}: {push(directory, trackers[address])} events sent to {record['tracking_uri']}")
+        except Exception as error:  # one run's trouble must not keep the others waiting
+            troubles.append(f"{directory}: {error if isinstance(error, Mistake) else _brief(error)}")
+    if troubles:
+        raise Mistake("; ".join(troubles))
+    if not runs:
+        print(f"nothing waits below {home}")
 
 
 def waiting(directory: Path) -> int:
@@ -235,6 +249,7 @@ class Sink:
         self._interval_s = interval_s
         self._closing = threading.Event()
         self._troubled = False
+        self._damaged: set[Path] = set()
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self._thread.start()
 
@@ -253,7 +268,7 @@ class Sink:
     def _attempt(self) -> bool:
         try:
             for directory in run_directories(self._root):
-                push(directory, self._tracker)
+                self._push(directory)
         except Exception as error:  # whatever a tracker does, training goes on
             if not self._troubled:
                 _say(f"tracker: {_brief(error)}; training goes on, its metrics wait on disk")
@@ -264,9 +279,19 @@ class Sink:
         self._troubled = False
         return True
 
+    def _push(self, directory: Path) -> None:
+        try:
+            push(directory, self._tracker)
+        except Mistake as mistake:  # a damaged record, which is not the tracker's fault: the other runs go on
+            if directory not in self._damaged:
+                _say(str(mistake))
+            self._damaged.add(directory)
+
 
 def _push(directory: Path, record: Record, tracker: Tracker) -> int:
-    state = _state(directory)
+    state, address = _state(directory), f"{record['experiment']} at {record['tracking_uri']}"
+    if state["tracker"] != address:
+        state = State(tracker=address, run_id=None, offset=0)
     run = state["run_id"]
     if run is None:
         parent_id = None if record["parent"] is None else run_id((directory / record["parent"]).resolve())
@@ -319,7 +344,7 @@ def _state(directory: Path) -> State:
         state: State = json.loads((directory / STATE).read_text())
         return state
     except (FileNotFoundError, ValueError):
-        return {"run_id": None, "offset": 0}
+        return State(tracker="", run_id=None, offset=0)
 
 
 def _remember(directory: Path, state: State) -> None:

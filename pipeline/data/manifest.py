@@ -76,16 +76,18 @@ def absolute(path: str) -> str:
 
 def load(path: str) -> Manifest:
     """The manifest of a data set. Raises Mistake where there is none, or one that was changed by hand."""
-    filesystem, folder = location(path)
     try:
+        filesystem, folder = location(path)
         with filesystem.open_input_stream(f"{folder}/{MANIFEST}") as stream:
             read = json.loads(stream.read())
     except FileNotFoundError:
         raise Mistake(
             f"data.path is {path!r}: no {MANIFEST} there; prepare it with `vaegan data prepare SOURCE --out {path}`"
         ) from None
-    except ValueError:
+    except json.JSONDecodeError:
         raise Mistake(f"{path}/{MANIFEST} is damaged; prepare the data again") from None
+    except (OSError, ValueError) as error:  # ValueError: pyarrow knows no such scheme
+        raise Mistake(f"data.path is {path!r}: {' '.join(str(error).split())}") from None
     try:
         manifest = Manifest(
             source=read["source"],

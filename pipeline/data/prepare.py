@@ -245,3 +245,7 @@ def _outcome(row: dict[str, Job], recipe: Recipe) -> dict[str, Written | Mistake
         return {"outcome": write_shard(recipe, row["job"])}
     except Mistake as mistake:
         return {"outcome": mistake}
+    except OSError as error:
+        return {
+            "outcome": Mistake(f"{recipe.folder.parent}: {error.strerror or error}; every host must see this folder")
+        }

@@ -12,8 +12,8 @@ class Contender(NamedTuple):
 
     figures: Mapping[str, float]
     """Of its evaluation, by name."""
-    data_digest: str
-    """Of the data set it was trained and evaluated on."""
+    protocol: str
+    """What they were measured on and how: the data set's digest and the settings of the evaluation."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,11 @@ class Keep:
 
 
 def decide(candidate: Contender, champion: Contender | None, metric: str) -> Promote | Keep:
-    """Promote only what is better by `metric` on the same data; figures of different data can't be compared."""
+    """Promote only what is better by `metric`; figures measured differently can't be compared."""
     if champion is None:
         return Promote("there is no champion yet")
-    if candidate.data_digest != champion.data_digest:
-        ours, theirs = candidate.data_digest[:12], champion.data_digest[:12]
-        return Keep(f"the candidate was measured on data {ours}, the champion on {theirs}: not comparable")
+    if candidate.protocol != champion.protocol:
+        return Keep(f"measured on {candidate.protocol}, the champion on {champion.protocol}: not comparable")
     if metric not in champion.figures:
         return Keep(f"the champion has no {metric} to compare with")
     new, old = candidate.figures[metric], champion.figures[metric]

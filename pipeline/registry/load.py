@@ -3,24 +3,28 @@
 import os
 from pathlib import Path
 
-import mlflow
-from mlflow.exceptions import MlflowException
-
 from pipeline.errors import Mistake
-from pipeline.tracking import local_store, quiet_mlflow
+from pipeline.tracking import local_store, prepare_mlflow
 from vaegan import Autoencoder
+from vaegan.networks.ports import Shape
 
 
-def load(ref: str, home: Path) -> Autoencoder:
-    """The autoencoder of models:/NAME@ALIAS or models:/NAME/VERSION; nothing is unpickled. Raises Mistake."""
+def load(ref: str, home: Path) -> tuple[Autoencoder, Shape]:
+    """The autoencoder of models:/NAME@ALIAS or models:/NAME/VERSION, and the shape of its images. Raises Mistake.
+
+    Nothing is unpickled.
+    """
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    quiet_mlflow()
+    prepare_mlflow()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or local_store(home)
     if not Path(uri.removeprefix("sqlite:///")).exists() and uri.startswith("sqlite:///"):
         raise Mistake(f"{ref}: no registry at {uri}; name its home with --home, or its server with MLFLOW_TRACKING_URI")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
     mlflow.set_tracking_uri(uri)
     try:
         model = mlflow.pyfunc.load_model(ref).unwrap_python_model()
     except MlflowException as error:
         raise Mistake(f"{ref}: {error.message.splitlines()[0]} (asked {uri})") from None
-    return model.autoencoder
+    return model.autoencoder, model.shape

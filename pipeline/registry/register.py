@@ -3,7 +3,8 @@
 import json
 import shlex
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,12 +21,12 @@ import vaegan
 from pipeline.errors import Mistake
 from pipeline.references import Found, find, is_model
 from pipeline.registry.decide import Contender, Promote, decide
-from pipeline.settings import BETTER
-from pipeline.tracking import connect, push, run_id
+from pipeline.settings import BETTER, is_model_name
+from pipeline.tracking import connect, local_store, push, run_id
 from pipeline.training import checkpoints
 
 CHALLENGER, CHAMPION = "challenger", "champion"
-CHECKPOINT, DATA = "vaegan.checkpoint_sha256", "vaegan.data_sha256"
+CHECKPOINT, DATA, PROTOCOL = "vaegan.checkpoint_sha256", "vaegan.data_sha256", "vaegan.protocol"
 
 
 def register(ref: str, name: str, home: Path) -> None:
@@ -35,14 +36,16 @@ def register(ref: str, name: str, home: Path) -> None:
     """
     if is_model(ref):
         raise Mistake(f"{ref} is registered already; name a run or a search")
-    if not name or set(name) & set("/:"):
-        raise Mistake(f"--name is {name!r}; expected a name without / and :")
+    if not is_model_name(name):
+        raise Mistake(f"--name is {name!r}; expected a name without slashes, colons and quotes")
     found = find(ref, home)
     client = _client(found)
     registered = _version_of(client, name, found) or _log_version(client, name, found)
     _decide_aliases(client, name, registered, found)
-    where = "" if home == Path("runs") else f"--home {shlex.quote(str(home))} "
-    print(f"sample from it: vaegan sample models:/{name}@{CHAMPION} {where}--count 64 --seed 0 --out grid.png")
+    server, local = found.record["tracking_uri"], local_store(home)
+    where = "" if home == Path("runs") or server != local else f"--home {shlex.quote(str(home))} "
+    named = "" if server == local else f"MLFLOW_TRACKING_URI={shlex.quote(server)} "
+    print(f"sample from it: {named}vaegan sample models:/{name}@{CHAMPION} {where}--count 64 --seed 0 --out grid.png")
 
 
 def _client(found: Found) -> MlflowClient:
@@ -66,7 +69,7 @@ def _version_of(client: MlflowClient, name: str, found: Found) -> ModelVersion |
 
 
 def _log_version(client: MlflowClient, name: str, found: Found) -> ModelVersion:
-    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id(found.directory)):
+    with tempfile.TemporaryDirectory() as folder, _reopened(client, found):
         info = _log_model(name, found, Path(folder))
     with suppress(MlflowException):  # it exists, as a rule; what else may be wrong shows in the next call
         client.create_registered_model(name)
@@ -78,6 +81,21 @@ def _log_version(client: MlflowClient, name: str, found: Found) -> ModelVersion:
         raise Mistake(f"--name is {name!r}: {error.message}") from None
     print(f"{name} version {made.version}: {found.record['name']} at {found.checkpoint.images_seen:,} images")
     return made
+
+
+@contextmanager
+def _reopened(client: MlflowClient, found: Found) -> Iterator[None]:
+    """The tracker's run of a checkpoint, which MLflow would call finished afterwards whatever it was."""
+    tracked = run_id(found.directory)
+    if tracked is None:
+        raise Mistake(f"{found.directory} is not in the tracker yet: `vaegan tracking sync`")
+    before = client.get_run(tracked).info
+    with mlflow.start_run(run_id=tracked):
+        yield
+    if before.end_time is None:
+        client.update_run(tracked, status=before.status)
+    else:
+        client.set_terminated(tracked, before.status, before.end_time)
 
 
 def _log_model(name: str, found: Found, folder: Path) -> ModelInfo:
@@ -131,7 +149,7 @@ def _aliased(client: MlflowClient, name: str) -> ModelVersion | None:
 
 def _contender(registered: ModelVersion) -> Contender:
     figures = {metric: float(registered.tags[metric]) for metric in BETTER if metric in registered.tags}
-    return Contender(figures, registered.tags.get(DATA, ""))
+    return Contender(figures, registered.tags.get(PROTOCOL, ""))
 
 
 def _tags(found: Found) -> dict[str, str]:
@@ -144,10 +162,17 @@ def _tags(found: Found) -> dict[str, str]:
         | {
             CHECKPOINT: checkpoints.digest(found.checkpoint.path),
             DATA: record["data"]["digest"],
+            PROTOCOL: _protocol(found),
             "vaegan.run": str(found.directory),
             "vaegan.images_seen": str(found.checkpoint.images_seen),
         }
     )
+
+
+def _protocol(found: Found) -> str:
+    how = found.settings.evaluation
+    data = found.record["data"]["digest"][:12]
+    return f"data {data}, {how.images} images of its {how.split} split, {how.samples} samples"
 
 
 def _card(name: str, found: Found) -> str:

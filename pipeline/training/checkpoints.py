@@ -12,11 +12,13 @@ No pickle anywhere.
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import Mistake
@@ -65,13 +67,13 @@ class Checkpoint(NamedTuple):
 
 def write(directory: Path, state: TrainState, description: Description, figures: Mapping[str, float]) -> Path:
     """Save a run's state under its folder. Raises OSError, such as for a full disk, and then leaves nothing behind."""
-    path = directory / f"{PREFIX}{state.progress.images_seen:09d}"
+    path = folder_of(directory, state.progress.images_seen)
     temporary = directory / f".{path.name}.writing"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         for name, tensors in state.tensors().items():
-            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary / f"{name}.safetensors")
+            _save({key: value.contiguous() for key, value in tensors.items()}, temporary / f"{name}.safetensors")
         body = {"progress": state.facts(), "figures": dict(figures), "description": description.to_json()}
         (temporary / STATE).write_text(json.dumps(body, indent=2) + "\n")
         (temporary / MANIFEST).write_text(json.dumps(_fingerprints(temporary), indent=2) + "\n")
@@ -81,6 +83,16 @@ def write(directory: Path, state: TrainState, description: Description, figures:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return path
+
+
+def folder_of(directory: Path, images_seen: int) -> Path:
+    """Where a run keeps its checkpoint of this moment."""
+    return directory / f"{PREFIX}{images_seen:09d}"
+
+
+def images_of(path: Path) -> int:
+    """The moment of a checkpoint, by its name."""
+    return int(path.name.removeprefix(PREFIX))
 
 
 def restore(path: Path, state: TrainState) -> None:
@@ -119,7 +131,7 @@ def digest(path: Path) -> str:
 def newest_whole(directory: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and what is wrong with those newer."""
     troubles = []
-    for path in sorted(directory.glob(f"{PREFIX}*"), reverse=True):
+    for path in reversed(_folders(directory)):
         try:
             verify(path)
         except Mistake as trouble:
@@ -129,10 +141,17 @@ def newest_whole(directory: Path) -> tuple[Path | None, list[str]]:
     return None, troubles
 
 
+def set_aside(directory: Path, newest: Path | None) -> None:
+    """Take checkpoints newer than the newest whole one out of the way, so that nothing counts or keeps them."""
+    for path in _folders(directory):
+        if newest is None or images_of(path) > images_of(newest):
+            path.rename(path.with_name(f".{path.name}.damaged-{time.time_ns()}"))
+
+
 def listed(directory: Path) -> list[Checkpoint]:
     """The checkpoints of a run that can be read, oldest first."""
     found = []
-    for path in sorted(directory.glob(f"{PREFIX}*")):
+    for path in _folders(directory):
         try:
             state = json.loads((path / STATE).read_text())
         except (OSError, ValueError):
@@ -159,6 +178,18 @@ def prune(directory: Path, keep: int, metric: str) -> None:
         doomed = checkpoint.path.with_name(f".{checkpoint.path.name}.removing")
         checkpoint.path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _folders(directory: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(directory.glob(f"{PREFIX}*"), key=images_of)
+
+
+def _save(tensors: Tensors, path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # how safetensors says that the disk is full
+        raise OSError(str(error)) from None
 
 
 def _fingerprints(path: Path) -> dict[str, dict[str, object]]:

@@ -1,9 +1,17 @@
 """Signs that a run has gone wrong. T terms, S steps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def not_finite(networks: Mapping[str, nn.Module]) -> str:
+    """The first network with a weight that is NaN or infinite, or nothing."""
+    for name, network in networks.items():
+        if not all(torch.isfinite(weight).all() for weight in network.parameters()):
+            return name
+    return ""
 
 
 def first_not_finite(names: Sequence[str], means_ST: Tensor) -> tuple[int, str] | None:

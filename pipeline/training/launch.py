@@ -12,6 +12,7 @@ from typing import NamedTuple
 import ray
 import ray.train
 import torch
+from ray.autoscaler.sdk import request_resources
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.state import list_actors
 from ray.util.state.exception import RayStateApiException
@@ -21,7 +22,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.errors import Failure, Mistake
 from pipeline.lineage import lineage
 from pipeline.rundir import Journal, Record, ended, new_record
-from pipeline.settings import Settings, dump, identity
+from pipeline.settings import Settings, Workers, dump, identity
 from pipeline.tracking import store_uri
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import Checkpoint
@@ -40,7 +41,7 @@ class Outcome(NamedTuple):
     newest: Checkpoint
 
 
-def prepare(settings: Settings) -> Manifest:
+def preflight(settings: Settings) -> Manifest:
     """The data of a run, once every mistake has been looked for that shows without a cluster. Raises Mistake."""
     manifest = manifests.load(settings.data.path)
     for split in ("train", settings.evaluation.split):
@@ -48,6 +49,9 @@ def prepare(settings: Settings) -> Manifest:
             raise Mistake(
                 f"data.path {settings.data.path!r} has no split {split!r}; it has {', '.join(manifest.splits)}"
             )
+    rows, few = manifest.rows(settings.evaluation.split), 3
+    if rows < few:
+        raise Mistake(f"the split {settings.evaluation.split!r} has {rows} images; a figure takes {few} at least")
     _require_fitting_networks(settings, manifest)
     return manifest
 
@@ -124,10 +128,13 @@ def cluster() -> Iterator[bool]:
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(COLLECTIVE_TIMEOUT_S))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how late an ending is noticed
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    named = os.environ.get("RAY_ADDRESS")
     try:
         ray.init(address="auto", **quiet)
         own = False
-    except ConnectionError:
+    except (ConnectionError, SystemExit):
+        if named:
+            raise Mistake(f"RAY_ADDRESS is {named!r}: no Ray cluster answers there; start it, or unset it") from None
         ray.init(**quiet)
         own = True
     try:
@@ -157,6 +164,23 @@ def require_room(settings: Settings, own: bool, beside_cpus: float = 0.0) -> int
     """
     workers = settings.workers
     deadline = time.monotonic() + (0 if own else workers.wait_s)
+    with _asked_for(workers, 0 if own else beside_cpus):
+        return _room(settings, deadline, beside_cpus)
+
+
+@contextmanager
+def _asked_for(workers: Workers, beside_cpus: float) -> Iterator[None]:
+    """Ask an autoscaler for the workers, so that a cluster scaled to nothing grows; take it back in the end."""
+    one = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+    request_resources(bundles=[one] * workers.range[0] + ([{"CPU": beside_cpus}] if beside_cpus else []))
+    try:
+        yield
+    finally:
+        request_resources(bundles=[])
+
+
+def _room(settings: Settings, deadline: float, beside_cpus: float) -> int:
+    workers = settings.workers
     while True:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         groups = _groups(nodes, settings, beside_cpus)

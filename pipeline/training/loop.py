@@ -5,7 +5,9 @@ Every decision that ends or branches a run is made on figures agreed over the ra
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,10 +25,11 @@ from pipeline.rundir import PICTURES, Journal
 from pipeline.settings import BETTER, Settings
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import Description
-from pipeline.training.health import first_not_finite
+from pipeline.training.health import first_not_finite, not_finite
 from pipeline.training.state import Progress, TrainState
 from vaegan import Autoencoder, build
 from vaegan.average import moving_average
+from vaegan.networks.ports import Shape
 from vaegan.objective import players, turns, weights_at
 from vaegan.step import Batch, Noise, step
 
@@ -46,14 +49,14 @@ def train(settings: Settings, directory: Path, ranks: Ranks, report: Report) -> 
 
     A Mistake that shows at the start, such as damaged data, ends the run on every rank; a later one is raised.
     """
-    loop, trouble = None, ""
+    material, trouble = None, ""
     try:
-        loop = Loop(settings, directory, ranks, report)
+        material = _material(settings, ranks)
     except Mistake as mistake:
         trouble = str(mistake)
-    if ranks.any(loop is None) or loop is None:
-        return Ending("mistake", trouble or "another rank could not start")
-    return loop.run()
+    if ranks.any(material is None) or material is None:  # before DDP is built: that is a collective too
+        return Ending("mistake", trouble or "another worker could not read the data; its log says why")
+    return Loop(settings, directory, ranks, report, material).run()
 
 
 def noise_at(seed: int, position: int, batch: int, latent: int, share: slice) -> Noise:
@@ -64,23 +67,28 @@ def noise_at(seed: int, position: int, batch: int, latent: int, share: slice) ->
     return Noise(posterior_BZ, prior_BZ)
 
 
+class Material(NamedTuple):
+    """What a rank reads before it starts."""
+
+    feed: Feed
+    held_out: Tensor
+    """(N, C, H, W) uint8."""
+    evaluator: Evaluator
+    shape: Shape
+
+
 class Loop:
     """One run on one rank."""
 
-    def __init__(self, settings: Settings, directory: Path, ranks: Ranks, report: Report) -> None:
+    def __init__(self, settings: Settings, directory: Path, ranks: Ranks, report: Report, material: "Material") -> None:
         self._settings = settings
         self._directory = directory
         self._ranks = ranks
         self._report = report
         self._journal = Journal(directory) if ranks.first else None
-        manifest = manifests.load(settings.data.path)
-        self._feed = _feed(settings, manifest, ranks)
-        self._held_out = first_images(
-            settings.data.path, manifest, settings.evaluation.split, settings.evaluation.images
-        )
-        self._evaluator = Evaluator(self._held_out, settings.evaluation.samples, settings.seed, ranks)
+        self._feed, self._held_out, self._evaluator, shape = material
         self._description = Description(
-            networks=settings.networks, likelihood=settings.objective.likelihood, shape=manifest.shape
+            networks=settings.networks, likelihood=settings.objective.likelihood, shape=shape
         )
         self._turns = turns(settings.objective)
         self._state = _fresh_state(settings, self._description, ranks)
@@ -135,27 +143,48 @@ class Loop:
         means_ST = self._ranks.mean(torch.stack(self._logged).double()).cpu()
         bad = first_not_finite(self._names, means_ST)
         if bad is not None:
-            return self._diverged(progress.images_seen - (len(means_ST) - bad[0] - 1) * settings.data.batch, bad[1])
+            after = (len(means_ST) - bad[0] - 1) * settings.data.batch
+            return self._diverged(progress.images_seen - after, f"train/{bad[1]}")
         values = {f"train/{name}": float(mean) for name, mean in zip(self._names, means_ST.mean(0), strict=True)}
         weights = weights_at(settings.objective, progress.images_seen)
         values |= {"schedule/beta": float(weights["kl"]), "schedule/lambda": float(weights["adversarial"])}
         values["speed/images_per_s"] = len(means_ST) * settings.data.batch / self._interval_s
         progress.seconds += self._interval_s
         self._logged, self._interval_s = [], 0.0
-        if self._journal is not None:
-            self._journal.metrics(progress.images_seen, values)
-        return None
+        return self._failed(partial(self._write_metrics, values))
+
+    def _write_metrics(self, values: Mapping[str, float]) -> None:
+        assert self._journal is not None
+        self._journal.metrics(self._state.progress.images_seen, values)
 
     def _checkpoint(self) -> Ending | None:
         """Evaluate the averaged model, save, and tell the world."""
         progress, settings = self._state.progress, self._settings
+        ruined = not_finite({"model": self._state.model, "average": self._state.average})
+        if self._ranks.any(bool(ruined)):  # the last update; its loss would show it one step later
+            return self._diverged(progress.images_seen, f"a weight of the {ruined or 'model'}")
         figures = self._evaluator.figures(_averaged(self._state))
+        for name, figure in figures.items():
+            if not isfinite(figure):
+                return self._diverged(progress.images_seen, name)
         self._judge(figures[settings.checkpoints.metric])
-        trouble = self._save(figures) if self._ranks.first else ""
-        if self._ranks.any(bool(trouble)):
-            return Ending("failed", trouble or "rank 0 could not save a checkpoint")
+        failed = self._failed(partial(self._save, figures))
+        if failed is not None:
+            return failed
         self._report({**figures, "images_seen": float(progress.images_seen)})
         self._warn_if_hasty()
+        return None
+
+    def _failed(self, write: Callable[[], None]) -> Ending | None:
+        """Let rank 0 write; where its disk refuses, every rank ends."""
+        trouble = ""
+        if self._ranks.first:
+            try:
+                write()
+            except OSError as error:
+                trouble = f"could not write to {self._directory}: {error.strerror or error}"
+        if self._ranks.any(bool(trouble)):
+            return Ending("failed", f"{trouble or 'rank 0 could not write'}; mend it and run the same command again")
         return None
 
     def _warn_if_hasty(self) -> None:
@@ -175,20 +204,16 @@ class Loop:
         else:
             progress.evaluations_since_best += 1
 
-    def _save(self, figures: dict[str, float]) -> str:
-        """Checkpoint, pictures, journal; what went wrong with the disk, or nothing."""
+    def _save(self, figures: dict[str, float]) -> None:
+        """Journal, pictures, checkpoint; the checkpoint last, so that a kill in between repeats all three."""
         seen, rules = self._state.progress.images_seen, self._settings.checkpoints
         assert self._journal is not None
-        try:
-            checkpoints.write(self._directory, self._state, self._description, figures)
-            checkpoints.prune(self._directory, rules.num_to_keep, rules.metric)
-            self._journal.metrics(seen, figures)
-            for key, picture in self._pictures().items():
-                path = self._directory / PICTURES / f"{key}-{seen:09d}.png"
-                self._journal.picture(seen, key, pictures.save(picture, path))
-        except OSError as error:
-            return f"could not save to {self._directory}: {error.strerror or error}; mend it and run the command again"
-        return ""
+        self._journal.metrics(seen, figures)
+        for key, picture in self._pictures().items():
+            path = self._directory / PICTURES / f"{key}-{seen:09d}.png"
+            self._journal.picture(seen, key, pictures.save(picture, path))
+        checkpoints.write(self._directory, self._state, self._description, figures)
+        checkpoints.prune(self._directory, rules.num_to_keep, rules.metric)
 
     def _pictures(self) -> dict[str, Image.Image]:
         averaged = _averaged(self._state)
@@ -199,8 +224,8 @@ class Loop:
         }
 
     def _resume(self) -> None:
-        """Every rank looks for itself: nothing writes while a run starts."""
-        path, troubles = checkpoints.newest_whole(self._directory)
+        """From the checkpoint that rank 0 chooses: ranks that looked for themselves might not see the same."""
+        path, troubles = self._chosen()
         if path is not None:
             checkpoints.restore(path, self._state)
         if self._journal is None:
@@ -210,6 +235,19 @@ class Loop:
         start = f"from {path.name}" if path is not None else "from the start"
         self._journal.note(self._state.progress.images_seen, "note", f"{self._ranks.world} workers, {start}")
         self._journal.note(self._state.progress.images_seen, "status", "RUNNING")
+
+    def _chosen(self) -> tuple[Path | None, list[str]]:
+        newest: Path | None = None
+        troubles: list[str] = []
+        if self._ranks.first:
+            newest, troubles = checkpoints.newest_whole(self._directory)
+            checkpoints.set_aside(self._directory, newest)
+        images = self._ranks.first_says(-1 if newest is None else checkpoints.images_of(newest))
+        if images < 0:
+            return None, troubles
+        path = checkpoints.folder_of(self._directory, images)
+        checkpoints.verify(path)
+        return path, troubles
 
     def _finished(self) -> Ending | None:
         progress, stop = self._state.progress, self._settings.stop
@@ -227,10 +265,22 @@ class Loop:
         minutes = self._settings.stop.minutes
         return minutes is not None and self._ranks.any(self._state.progress.seconds > 60 * minutes)
 
-    def _diverged(self, images_seen: int, term: str) -> Ending:
+    def _diverged(self, images_seen: int, what: str) -> Ending:
         last, _ = checkpoints.newest_whole(self._directory)
         where = f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"
-        return Ending("diverged", f"train/{term} is not finite in the step that ends at {images_seen} images; {where}")
+        return Ending("diverged", f"{what} is not finite in the step that ends at {images_seen} images; {where}")
+
+
+def _material(settings: Settings, ranks: Ranks) -> Material:
+    """Read the data. No collectives: a rank that fails here must not leave others waiting. Raises Mistake."""
+    data, evaluation = settings.data, settings.evaluation
+    manifest = manifests.load(data.path)
+    held_out = first_images(data.path, manifest, evaluation.split, evaluation.images)
+    try:
+        evaluator = Evaluator(held_out, evaluation.samples, settings.seed, ranks)
+    except ValueError as error:
+        raise Mistake(f"data.path {data.path!r}: {error}") from None
+    return Material(_feed(settings, manifest, ranks), held_out, evaluator, manifest.shape)
 
 
 def _feed(settings: Settings, manifest: manifests.Manifest, ranks: Ranks) -> Feed:

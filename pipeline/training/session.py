@@ -10,7 +10,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from pipeline.progress import progress_line
-from pipeline.rundir import open_record, require_same_identity
+from pipeline.rundir import locked, open_record, require_same_identity
 from pipeline.settings import Settings, dump, identity
 from pipeline.table import print_table
 from pipeline.tracking import Sink, connect, run_id, store_uri
@@ -21,13 +21,14 @@ from pipeline.training.launch import Outcome
 def train_one(settings: Settings) -> Outcome:
     """Train a run and tell how it went. Raises Mistake or Failure."""
     directory = Path(settings.home).absolute() / settings.name
-    manifest = launch.prepare(settings)
+    manifest = launch.preflight(settings)
     require_same_identity(directory, identity(settings, manifest.digest))
     with tracked(settings, directory), launch.cluster() as own:
         launch.require_room(settings, own)
-        open_record(directory, launch.record_of(settings, manifest, launch.tags()))
-        with progress_line(directory, settings.name, settings.stop.images):
-            outcome = launch.run(settings, directory)
+        with locked(directory):
+            open_record(directory, launch.record_of(settings, manifest, launch.tags()))
+            with progress_line(directory, settings.name, settings.stop.images):
+                outcome = launch.run(settings, directory)
     summarise(settings, outcome)
     if settings.register is not None:
         from pipeline.registry.register import register
@@ -39,7 +40,7 @@ def train_one(settings: Settings) -> Outcome:
 def dry_run(settings: Settings) -> None:
     """Print a run's settings in full, and find what would be wrong with it. Raises Mistake."""
     YAML().dump(dump(settings), sys.stdout)
-    manifest = launch.prepare(settings)
+    manifest = launch.preflight(settings)
     require_same_identity(Path(settings.home) / settings.name, identity(settings, manifest.digest))
     print(f"# nothing wrong: {manifest.rows('train'):,} images of {manifest.shape} to train on")
 

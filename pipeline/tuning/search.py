@@ -1,5 +1,8 @@
 """A search with Ray Tune: every trial is a Train run of its own, ranked by a figure free of the searched weights."""
 
+import logging
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -10,16 +13,16 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
 
-from pipeline.errors import Failure
-from pipeline.rundir import Journal, ended, open_record, read_record
+from pipeline.errors import Failure, Mistake
+from pipeline.rundir import Journal, ended, open_record, read_journal, read_record
 from pipeline.settings import BETTER, Tree, parse
-from pipeline.training import checkpoints, launch
+from pipeline.training import checkpoints
 from pipeline.training.checkpoints import Checkpoint
 from pipeline.tuning.space import Distribution, Space, filled
 
 IMAGES = "images_seen"
 TUNE = "tune"
-"""Ray Tune's own folder in a search's; it holds Ray's pickles and is for this search's owner alone."""
+"""Ray Tune's own folder in a search's; nothing of ours reads it."""
 
 
 class Ranked(NamedTuple):
@@ -30,31 +33,32 @@ class Ranked(NamedTuple):
 
 
 def fit(space: Space, directory: Path, concurrent: int, tags: dict[str, str]) -> None:
-    """Run the trials, or those that an earlier call has not finished. A trial that fails ends alone."""
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, base=space.base, directory=str(directory), tags=tags),
-        {"CPU": space.search.driver_cpus},
-    )
-    path = str(directory / TUNE)
-    if tune.Tuner.can_restore(path):
-        tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
-    else:
-        tuner = tune.Tuner(
-            trainable,
-            param_space={path: sampler(leaf) for path, leaf in space.leaves.items()},
-            tune_config=_tune_config(space, concurrent),
-            run_config=tune.RunConfig(
-                name=TUNE, storage_path=str(directory), callbacks=[StatusWriter(directory)], verbose=0
-            ),
-        )
-    tuner.fit()
+    """Run the trials, or those that an earlier call has not finished. A trial that fails ends alone.
+
+    Ray's own state of an earlier call is dropped. Trials, drawn again from the same seed, tell their past themselves:
+    a search may go on with other room or another version of Ray, and nobody's pickles are read.
+    """
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"  # each has its line already
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    shutil.rmtree(directory / TUNE, ignore_errors=True)
+    tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(run_trial, base=space.base, directory=str(directory), tags=tags),
+            {"CPU": space.search.driver_cpus},
+        ),
+        param_space={path: sampler(leaf) for path, leaf in space.leaves.items()},
+        tune_config=_tune_config(space, concurrent),
+        run_config=tune.RunConfig(
+            name=TUNE, storage_path=str(directory), callbacks=[StatusWriter(directory)], verbose=0
+        ),
+    ).fit()
 
 
 def _tune_config(space: Space, concurrent: int) -> tune.TuneConfig:
     settings, search = parse(space.base), space.search
     metric = settings.checkpoints.metric
     scheduler = ASHAScheduler(
-        time_attr=IMAGES,  # Ray's own count of results starts again when a search is resumed
+        time_attr=IMAGES,
         max_t=settings.stop.images + settings.data.batch,
         grace_period=min(search.grace, settings.stop.images),
         reduction_factor=search.reduction,
@@ -70,16 +74,24 @@ def _tune_config(space: Space, concurrent: int) -> tune.TuneConfig:
 
 
 def run_trial(config: Mapping[str, object], base: Tree, directory: str, tags: dict[str, str]) -> None:
-    """One trial, in a process of its own. A loss that became NaN ends the trial, not the search."""
-    search = Path(directory)
+    """One trial, in a process of its own; what it measured in an earlier call it says first."""
     name = trial_name(tune.get_context().get_trial_id())
+    trial = Path(directory) / name
     settings = parse({**filled(base, config), "name": name, "home": directory})
-    manifest = launch.prepare(settings)
-    open_record(search / name, launch.record_of(settings, manifest, tags, parent=".."))
+    for event, _ in read_journal(trial, 0):
+        if settings.checkpoints.metric in event.body:
+            tune.report({**event.body, IMAGES: event.step})
+    if ended(trial) == "FINISHED":
+        return
+    from pipeline.training import launch  # torch: a trial that has ended needs none
+
     try:
-        launch.run(settings, search / name, [TuneReportCallback()])
-    except Failure as failure:
-        Journal(search / name).note(0, "warning", str(failure))
+        manifest = launch.preflight(settings)
+        open_record(trial, launch.record_of(settings, manifest, tags, parent=".."))
+        launch.run(settings, trial, [TuneReportCallback()])
+    except (Failure, Mistake) as trouble:
+        Journal(trial).note(0, "warning", str(trouble))
+        raise
 
 
 def trial_name(trial_id: str) -> str:

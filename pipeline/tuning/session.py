@@ -8,7 +8,16 @@ from pipeline.data import manifest as manifests
 from pipeline.errors import Failure
 from pipeline.progress import search_line
 from pipeline.registry.register import register
-from pipeline.rundir import Journal, Record, ended, new_record, open_record, read_record, require_same_identity
+from pipeline.rundir import (
+    Journal,
+    Record,
+    ended,
+    locked,
+    new_record,
+    open_record,
+    read_record,
+    require_same_identity,
+)
 from pipeline.settings import BETTER, Settings, Tree, dump, flatten, merge, parse, read_tree
 from pipeline.table import print_table
 from pipeline.tracking import store_uri
@@ -23,23 +32,34 @@ def search_all(config: str, overrides: Sequence[str]) -> None:
     space = _rooted(take_apart(read_tree(config, overrides)))
     settings = parse(space.base)
     directory = Path(settings.home) / settings.name
-    manifest = launch.prepare(settings)
+    manifest = launch.preflight(settings)
     require_same_identity(directory, _identity(space, manifest.digest))
     with tracked(settings, directory), launch.cluster() as own:
         concurrent = _concurrent(space, settings, own)
-        record = _record(space, settings, manifest)
-        open_record(directory, record)
-        journal = Journal(directory)
-        journal.note(0, "status", "RUNNING")
-        with search_line(directory, settings, space.trials):
-            search.fit(space, directory, concurrent, record["tags"])
-        done = sum(ended(trial) is not None for trial in directory.glob("trial-*"))
-        journal.note(0, "status", "FINISHED" if done == space.trials else "KILLED")
+        with locked(directory):
+            record = open_record(directory, _record(space, settings, manifest))
+            journal = Journal(directory)
+            journal.note(0, "status", "RUNNING")
+            with search_line(directory, settings, space.trials):
+                search.fit(space, directory, concurrent, record["tags"])
+            statuses = [ended(trial) for trial in sorted(directory.glob("trial-*"))]
+            done = sum(status in {"FINISHED", "FAILED"} for status in statuses)
+            journal.note(0, "status", "FINISHED" if done == space.trials else "KILLED")
     _summarise(space, settings, directory)
-    if settings.register is not None and done == space.trials:
+    _require_success(statuses, done, space.trials)
+    if settings.register is not None:
         register(settings.name, settings.register, Path(settings.home))
-    if done < space.trials:
-        raise Failure(f"{done} of {space.trials} trials ended; the same command goes on with the rest")
+
+
+def _require_success(statuses: Sequence[str | None], done: int, trials: int) -> None:
+    """Raise Failure for a search that was cut off, or of which nothing is left."""
+    failed = statuses.count("FAILED")
+    if failed:
+        print(f"{failed} trials failed, see above; the same command tries them again")
+    if done < trials:
+        raise Failure(f"{done} of {trials} trials ended; the same command goes on with the rest")
+    if failed == trials:
+        raise Failure("every trial failed")
 
 
 def _rooted(space: Space) -> Space:

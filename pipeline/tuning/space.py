@@ -18,6 +18,9 @@ from pipeline.errors import Mistake
 from pipeline.settings import Tree, explain, parse
 from vaegan.config import STRICT, require
 
+SEARCHED = ("networks.", "objective.", "optimizers.", "seed", "average_half_life", "data.batch")
+"""What may differ between trials: what makes a model. Places, workers and evaluations are the search's."""
+
 DISTRIBUTIONS = ("uniform", "loguniform", "choice", "grid")
 
 
@@ -57,6 +60,15 @@ class Distribution(NamedTuple):
     values: tuple[object, ...]
     """Low and high of a range, or all there are."""
 
+    @property
+    def tried(self) -> tuple[object, ...]:
+        """Values that must make valid settings: of a range also one inside, which a whole number can't be."""
+        if self.kind not in {"uniform", "loguniform"}:
+            return self.values
+        low, high = self.values
+        assert isinstance(low, int | float) and isinstance(high, int | float)
+        return low, high, low + (high - low) * 0.437
+
 
 class Space(NamedTuple):
     """A sweep, taken apart."""
@@ -82,7 +94,9 @@ def take_apart(tree: Tree) -> Space:
         raise Mistake("nothing to search: give some setting a distribution, such as beta: {loguniform: [0.1, 10]}")
     base = filled(tree, {path: leaf.values[0] for path, leaf in leaves.items()})
     for path, leaf in leaves.items():
-        for value in leaf.values:
+        if not path.startswith(SEARCHED):
+            raise Mistake(f"{path} can't differ between trials; {', '.join(name.rstrip('.') for name in SEARCHED)} can")
+        for value in leaf.tried:
             parse(filled(base, {path: value}))
     return Space(search, base, leaves)
 

@@ -12,7 +12,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     code = main([str(argument) for argument in arguments])
     errors = capsys.readouterr().err
     assert code == 2, errors
-    lines = [line for line in errors.split("\n") if line and not line.startswith("\r")]  # a progress bar may stand above
+    lines = [line for line in errors.split("\n") if line and not line.startswith("\r")]
     assert len(lines) == 1 and lines[0].startswith("vaegan: "), errors
     return lines[0]
 

@@ -200,7 +200,7 @@ def test_a_write_that_fails_leaves_nothing_behind_and_ends_the_run_with_one_line
     directory = first.directory
     assert again.ending == (
         "failed",
-        f"could not save to {directory}: No space left on device; mend it and run the command again",
+        f"could not write to {directory}: No space left on device; mend it and run the same command again",
     )
     assert sorted(path.name for path in directory.iterdir()) == [
         "images-000000128",

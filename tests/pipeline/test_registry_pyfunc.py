@@ -221,7 +221,9 @@ def test_the_champion_loads_in_this_process_too(home):
 
     best = checkpoints.ranked(checkpoints.listed(home / "better"), "eval/fd_pca64/samples")[0]
     expected = checkpoints.load_average(best.path)[0].state_dict()
-    loaded = load("models:/digits@champion", home).state_dict()
+    autoencoder, shape = load("models:/digits@champion", home)
+    loaded = autoencoder.state_dict()
+    assert shape == (1, 32, 32)
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(value, expected[key]) for key, value in loaded.items())
 

@@ -193,8 +193,6 @@ def test_an_override_beats_the_file_and_the_file_beats_its_preset(tmp_path):
         ("stop.minutes", 1.0),
         ("checkpoints.every", 7),
         ("checkpoints.num_to_keep", 7),
-        ("checkpoints.metric", "eval/psnr/reconstructions"),
-        ("evaluation.samples", 7),
         ("tracking.uri", "http://here"),
         ("tracking.offline", True),
         ("data.path", "moved"),

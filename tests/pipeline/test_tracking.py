@@ -347,7 +347,8 @@ def test_mlflow_gets_all_of_a_run_and_a_replay_adds_no_point(tmp_path, digits, s
     shown = [item.path for item in client.list_artifacts(opened, "images") if item.path.endswith(".png")]
     assert sorted(int(path.split("+step+")[1].split("+")[0]) for path in shown) == [3, 6]
 
-    (directory / STATE).write_text(json.dumps({"run_id": opened, "offset": 0}))
+    state = json.loads((directory / STATE).read_text())
+    (directory / STATE).write_text(json.dumps(state | {"offset": 0}))
     assert push(directory, tracker) == len(events(directory))
     for key in ("train/a", "train/b"):
         assert len(client.get_metric_history(opened, key)) == 6
@@ -385,7 +386,6 @@ def test_sync_sends_what_waits_below_a_home_and_nothing_twice(tmp_path, digits, 
     sync(tmp_path)
     assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path / 'tiny'}: {count} events sent to {store}",
-        f"{count} events of 1 runs sent",
     ]
     sync(tmp_path)
     assert capsys.readouterr().out.splitlines() == [f"nothing waits below {tmp_path}"]

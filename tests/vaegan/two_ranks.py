@@ -24,7 +24,7 @@ RANKS, UPDATES, GLOBAL_BATCH = 2, 5, 6
 
 
 def assert_two_ranks_equal_one(cases: list[Case], tmp_path: Path, image_shape: Shape) -> None:
-    """Weights and terms after 5 updates in float64, of every case, to 1e-10 absolute or relative; the ranks are started once for all."""
+    """Weights and terms after 5 updates in float64, to 1e-10 absolute or relative; one start of the ranks for all."""
     halves = on_two_ranks(train_all, tmp_path, cases, image_shape)
     for number, case in enumerate(cases):
         whole = train(case, image_shape)

@@ -29,14 +29,18 @@ class Pca(NamedTuple):
 def fit(images: Tensor) -> Pca:
     """The leading components of (N, ...) images; fewer than 64 where the images don't vary in as many directions.
 
-    The sign and order of components don't matter to the distance. Solved on the smaller side, in float64.
+    The sign and order of components don't matter to the distance. Solved on the smaller side, in float64. Raises
+    ValueError for images that don't vary at all.
     """
     rows_NX = images[:FITTED_ON].flatten(1).double()
     mean_X = rows_NX.mean(0)
     centred_NX = rows_NX - mean_X
     wide = len(rows_NX) < rows_NX.shape[1]
     values, vectors = torch.linalg.eigh(centred_NX @ centred_NX.T if wide else centred_NX.T @ centred_NX)
-    leading = slice(-min(COMPONENTS, int((values > 1e-10 * values[-1]).sum())), None)
+    count = min(COMPONENTS, int((values > 1e-10 * values[-1].clamp(min=1e-12)).sum()))
+    if not count:
+        raise ValueError(f"the {len(rows_NX)} held-out images are all the same: no components to compare them on")
+    leading = slice(-count, None)
     basis_XF = vectors[:, leading]
     if wide:
         basis_XF = centred_NX.T @ basis_XF / values[leading].sqrt()

@@ -1,5 +1,6 @@
 """Mean and covariance of a stream, and the Frechet distance between two. N rows so far, F features."""
 
+from math import nan
 from typing import Self
 
 import torch
@@ -43,6 +44,8 @@ class Moments:
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|m_a - m_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)): squared 2-Wasserstein distance (Frechet 1957)."""
+    if not all(torch.isfinite(tensor).all() for moments in (a, b) for tensor in moments.tensors()):
+        return nan
     root_FF = _square_root(a.covariance_FF)
     cross = torch.linalg.eigvalsh(root_FF @ b.covariance_FF @ root_FF).clamp(min=0).sqrt().sum()
     traces = a.covariance_FF.trace() + b.covariance_FF.trace() - 2 * cross
