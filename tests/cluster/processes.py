@@ -15,7 +15,7 @@ from pathlib import Path
 def finish(process: "subprocess.Popen[str]", seconds: float = 240) -> str:
     """What a command that succeeds printed."""
     output, errors = process.communicate(timeout=seconds)
-    assert process.returncode == 0, errors
+    assert process.returncode == 0, errors or output
     return output
 
 
