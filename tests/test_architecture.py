@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
-RAY = re.compile(r"pipeline/(training/(launch|worker)|tuning/|data/prepare|batch|submit|evaluation)")
+RAY = re.compile(r"pipeline/(cluster|training/(launch|worker)|tuning/|data/prepare|batch|submit|evaluation)")
 MLFLOW = re.compile(r"pipeline/(tracking|registry)")
 
 

@@ -219,10 +219,9 @@ def _in_ray(recipe: Recipe, jobs: list[Job], workers: int) -> Iterator[Written]:
     import ray
     import ray.data
 
-    own = not ray.is_initialized()
-    if own:
-        ray.init(log_to_driver=False, logging_level="ERROR")
-    try:
+    from pipeline.cluster import cluster
+
+    with cluster():
         cores = int(ray.cluster_resources().get("CPU", 0))
         if workers > cores:
             raise Mistake(f"--workers is {workers}; the cluster has {cores} CPUs: ask for {cores} at most")
@@ -234,9 +233,6 @@ def _in_ray(recipe: Recipe, jobs: list[Job], workers: int) -> Iterator[Written]:
             if isinstance(row["outcome"], Mistake):
                 raise row["outcome"]
             yield row["outcome"]
-    finally:
-        if own:
-            ray.shutdown()
 
 
 def _outcome(row: dict[str, Job], recipe: Recipe) -> dict[str, Written | Mistake]:

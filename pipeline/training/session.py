@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from pipeline.cluster import cluster, require_room
 from pipeline.progress import progress_line
 from pipeline.rundir import locked, open_record, require_same_identity
 from pipeline.settings import Settings, dump, identity
@@ -23,8 +24,8 @@ def train_one(settings: Settings) -> Outcome:
     directory = Path(settings.home).absolute() / settings.name
     manifest = launch.preflight(settings)
     require_same_identity(directory, identity(settings, manifest.digest))
-    with tracked(settings, directory), launch.cluster() as own:
-        launch.require_room(settings, own)
+    with tracked(settings, directory), cluster() as own:
+        require_room(settings, own)
         with locked(directory):
             open_record(directory, launch.record_of(settings, manifest, launch.tags()))
             with progress_line(directory, settings.name, settings.stop.images):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.cluster import cluster, require_room, require_state_api
 from pipeline.data import manifest as manifests
 from pipeline.errors import Failure
 from pipeline.progress import search_line
@@ -34,7 +35,7 @@ def search_all(config: str, overrides: Sequence[str]) -> None:
     directory = Path(settings.home) / settings.name
     manifest = launch.preflight(settings)
     require_same_identity(directory, _identity(space, manifest.digest))
-    with tracked(settings, directory), launch.cluster() as own:
+    with tracked(settings, directory), cluster() as own:
         concurrent = _concurrent(space, settings, own)
         with locked(directory):
             record = open_record(directory, _record(space, settings, manifest))
@@ -75,8 +76,8 @@ def _rooted(space: Space) -> Space:
 
 def _concurrent(space: Space, settings: Settings, own: bool) -> int:
     """Trials at a time, said aloud with what one needs. Raises Mistake where not one fits."""
-    launch.require_state_api()
-    room = launch.require_room(settings, own, space.search.driver_cpus)
+    require_state_api()
+    room = require_room(settings, own, space.search.driver_cpus)
     concurrent = min(room, space.search.concurrent or room, space.trials)
     workers = settings.workers
     gpus = f" and {workers.gpus:g} GPUs" if workers.gpus else ""

@@ -36,7 +36,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster() -> Iterator[str]:
     """The address of a cluster that outlives the commands which join it."""
     os.environ.pop("RAY_ADDRESS", None)
-    context = ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR")
+    context = ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR")
     yield context.address_info["gcs_address"]
     ray.shutdown()
 

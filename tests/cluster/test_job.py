@@ -3,8 +3,10 @@
 import itertools
 import os
 import secrets
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ def test_a_submitted_job_trains_on_a_cluster_that_asks_for_a_token(digits: Path,
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray-"),  # a killed head leaves its address behind for others to find
     }
     stranger = {**environment, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
@@ -58,16 +61,10 @@ def test_a_submitted_job_trains_on_a_cluster_that_asks_for_a_token(digits: Path,
         sets = [f"home={tmp_path}", f"data.path={digits}", *QUICK, "name=job", "stop.images=3200", "workers.count=2"]
         command = [sys.executable, "-m", "pipeline.cli", "train", "digits"]
         command += [part for one in sets for part in ("--set", one)]
-        submission = (
-            "--address",
-            address,
-            "--submission-id",
-            "job-1",
-            "--working-dir",
-            str(Path.cwd() / "tune_configs"),
-        )
-        output = finish(ray("job", "submit", *submission, "--", *command, env=environment))
-        assert "succeeded" in output
+        done = submit("job", *command, env=environment)
+        assert done.returncode == 0, done.stdout
+        assert "succeeded" in done.stdout
         assert listed(tmp_path / "job")[-1].images_seen == 3200
     finally:
         kill(head)
+        shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)

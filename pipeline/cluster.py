@@ -1,0 +1,116 @@
+"""The Ray cluster: joined or started, and asked what it can hold before anything is launched."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import floor, inf
+
+import ray
+from ray.autoscaler.sdk import request_resources
+from ray.util.state import list_actors
+from ray.util.state.exception import RayStateApiException
+
+from pipeline.errors import Mistake
+from pipeline.settings import Settings, Workers
+
+COLLECTIVE_TIMEOUT_S = 600
+
+
+@contextmanager
+def cluster() -> Iterator[bool]:
+    """A Ray cluster: the one that RAY_ADDRESS names or that runs here, else one of our own for as long as it takes.
+
+    Yields whether it is our own.
+    """
+    if ray.is_initialized():  # by whoever called
+        yield False
+        return
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(COLLECTIVE_TIMEOUT_S))
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how late an ending is noticed
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    named = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(address="auto", **quiet)
+        own = False
+    except (ConnectionError, SystemExit):  # Ray exits where the file of a cluster that died still names it
+        if named:
+            raise Mistake(f"RAY_ADDRESS is {named!r}: no Ray cluster answers there; start it, or unset it") from None
+        ray.init(address="local", **quiet)
+        own = True
+    try:
+        yield own
+    finally:
+        ray.shutdown()
+
+
+def require_state_api() -> None:
+    """Raise Mistake where Ray's dashboard is off.
+
+    Ray Train asks it who is dead; without an answer the CPUs of a stopped trial are never freed.
+    """
+    try:
+        list_actors(limit=1)
+    except RayStateApiException:
+        raise Mistake(
+            "the Ray cluster's dashboard does not answer, and without it stopped trials keep their CPUs; "
+            "start Ray with its dashboard (pip install 'ray[default]', no include_dashboard=False)"
+        ) from None
+
+
+def require_room(settings: Settings, own: bool, beside_cpus: float = 0.0) -> int:
+    """How many worker groups of the smallest allowed size fit the cluster, each beside a driver of `beside_cpus`.
+
+    Waits `workers.wait_s` for a cluster that may still grow. Raises Mistake where not one fits.
+    """
+    workers = settings.workers
+    deadline = time.monotonic() + (0 if own else workers.wait_s)
+    with _asked_for(workers, 0 if own else beside_cpus):
+        return _room(settings, deadline, beside_cpus)
+
+
+@contextmanager
+def _asked_for(workers: Workers, beside_cpus: float) -> Iterator[None]:
+    """Ask an autoscaler for the workers, so that a cluster scaled to nothing grows; take it back in the end."""
+    one = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+    request_resources(bundles=[one] * workers.range[0] + ([{"CPU": beside_cpus}] if beside_cpus else []))
+    try:
+        yield
+    finally:
+        request_resources(bundles=[])
+
+
+def _room(settings: Settings, deadline: float, beside_cpus: float) -> int:
+    workers = settings.workers
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        groups = _groups(nodes, settings, beside_cpus)
+        if groups:
+            return groups
+        if time.monotonic() >= deadline:
+            total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+            raise Mistake(
+                f"workers.count is {workers.count!r} with {workers.cpus:g} CPUs and {workers.gpus:g} GPUs each"
+                + (f", and {beside_cpus:g} CPUs for the trial's driver" if beside_cpus else "")
+                + f": the cluster has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(nodes)} nodes; "
+                "lower workers.count or workers.cpus, or wait longer for a cluster that grows with workers.wait_s"
+            )
+        time.sleep(1.0)
+
+
+def _groups(nodes: Sequence[dict[str, float]], settings: Settings, beside_cpus: float) -> int:
+    """Groups that fit when every worker sits on one node; drivers are taken from the CPUs first."""
+    workers = settings.workers
+    fewest, _ = workers.range
+    groups = 0
+    while True:
+        needed_cpus = (groups + 1) * beside_cpus
+        slots = 0
+        for node in nodes:
+            spared = min(needed_cpus, node.get("CPU", 0.0))
+            needed_cpus -= spared
+            by_gpu = node.get("GPU", 0.0) / workers.gpus if workers.gpus else inf
+            slots += floor(min((node.get("CPU", 0.0) - spared) / workers.cpus + 1e-9, by_gpu))
+        if needed_cpus > 0 or slots < (groups + 1) * fewest:
+            return groups
+        groups += 1
