@@ -3,8 +3,9 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Never
 
@@ -32,9 +33,15 @@ def progress_line(directory: Path, name: str, images: int) -> Iterator[None]:
     journal = directory / JOURNAL
     offset = journal.stat().st_size if journal.exists() else 0
     bar = tqdm(total=images, desc=name, unit="img", unit_scale=True, mininterval=_pause_s(), dynamic_ncols=True)
-    line = _Line(bar)
+    with _followed(bar, partial(_follow, directory, offset, _Line(bar))):
+        yield
+
+
+@contextmanager
+def _followed(bar: "tqdm[Never]", follow: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run `follow` beside whatever happens here; it looks once more when told that it is done."""
     done = threading.Event()
-    thread = threading.Thread(target=_follow, args=(directory, offset, line, done), daemon=True)
+    thread = threading.Thread(target=follow, args=(done,), daemon=True)
     thread.start()
     try:
         yield
@@ -80,16 +87,8 @@ def _follow(directory: Path, offset: int, line: _Line, done: threading.Event) ->
 def search_line(directory: Path, settings: Settings, trials: int) -> Iterator[None]:
     """A line that follows the journals of a search's trials, with a line more for each trial that starts or ends."""
     bar = tqdm(total=trials, desc=settings.name, bar_format=TRIALS, dynamic_ncols=True)
-    watched = _Trials(bar, directory, settings)
-    done = threading.Event()
-    thread = threading.Thread(target=watched.follow, args=(done,), daemon=True)
-    thread.start()
-    try:
+    with _followed(bar, _Trials(bar, directory, settings).follow):
         yield
-    finally:
-        done.set()
-        thread.join(5)
-        bar.close()
 
 
 class _Trials:

@@ -85,7 +85,9 @@ class Images:
         self._reader = ThreadPoolExecutor(1, "images")
         self._whole: Tensor | None = None
         if self._bytes(int(self._starts[-1])) <= self._budget:
-            self._whole = torch.cat([self._read(shard) for shard in self._shards])
+            self._whole = torch.empty((int(self._starts[-1]), *manifest.shape), dtype=torch.uint8)
+            for start, shard in zip(self._starts, self._shards, strict=False):
+                self._whole[start : start + shard.rows] = self._read(shard)
         else:
             self._require_room_for(window)
 
