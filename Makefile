@@ -1,7 +1,7 @@
 # git, make and Python >= 3.11 are all a fresh machine needs: every target makes .venv first, when it is missing or old.
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test lint check format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,10 +27,12 @@ data/digits/dataset.json: | .venv/ready
 test: .venv/dev
 	$(BIN)/python -m pytest -m "not slow"
 
-check: .venv/dev
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint
 	$(BIN)/python -m pytest
 
 format: .venv/dev

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 SWEEP = """
 preset: digits
 name: sweep
-objective: {beta: {grid: [0.5, 2, 50, 100]}}
+objective: {beta: {grid: [0.5, 2, 100]}}
 stop: {images: 9_600}
 log_every: 1_600
 checkpoints: {every: 1_600}
@@ -33,13 +33,13 @@ def test_a_killed_search_goes_on_and_its_best_is_registered(vaegan: Vaegan, digi
     killed = vaegan("tune", "run", str(config), sets=[])
     wait_for(lambda: bool(listed(sweep / "trial-00001")), 180)
     kill(killed)
-    assert sum(ended(trial) is not None for trial in sweep.glob("trial-*")) < 4
+    assert sum(ended(trial) is not None for trial in sweep.glob("trial-*")) < 3
     table = finish(vaegan("tune", "run", str(config), sets=[]), 400)
 
     trials = sorted(sweep.glob("trial-*"))
-    assert [ended(trial) for trial in trials] == ["FINISHED"] * 4
+    assert [ended(trial) for trial in trials] == ["FINISHED"] * 3
     shown = [line.split() for line in table.splitlines() if line.startswith("trial-")]
-    assert len(shown) == 4
+    assert len(shown) == 3
     figures = [float(line[3]) for line in shown]
     assert figures == sorted(figures)
     newest = [listed(trial)[-1].images_seen for trial in trials]
