@@ -1,6 +1,7 @@
 """REF: one grammar for models and runs: a name of a run or search, runs:/ID, models:/NAME@ALIAS, models:/NAME/N."""
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,12 +31,16 @@ def find(ref: str, home: Path) -> Found:
     """The best checkpoint of a run or of a search's best trial. Raises Mistake where there is none."""
     directory, record = _directory(ref, home)
     candidates = [directory] if record["kind"] == "run" else sorted(directory.glob("trial-*"))
-    found = [best for candidate in candidates if (best := _best(candidate)) is not None]
+    found = ranked(candidates)
     if not found:
         raise Mistake(f"{ref} has no checkpoint yet: let {directory} train until checkpoints.every images")
-    metric = found[0].settings.checkpoints.metric
-    winner = checkpoints.ranked([one.checkpoint for one in found], metric)[0]
-    return next(one for one in found if one.checkpoint is winner)
+    return found[0]
+
+
+def ranked(directories: Iterable[Path]) -> list[Found]:
+    """The best checkpoint of each run that has one, best first; the runs of one search share a metric."""
+    found = [best for directory in directories if (best := _best(directory)) is not None]
+    return sorted(found, key=lambda one: checkpoints.rank(one.checkpoint, one.settings.checkpoints.metric))
 
 
 def _best(directory: Path) -> Found | None:

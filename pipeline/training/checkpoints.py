@@ -160,10 +160,14 @@ def listed(directory: Path) -> list[Checkpoint]:
     return found
 
 
+def rank(checkpoint: Checkpoint, metric: str) -> float:
+    """What sorts the better checkpoint first."""
+    return checkpoint.figures[metric] if BETTER[metric] == "min" else -checkpoint.figures[metric]
+
+
 def ranked(checkpoints: Sequence[Checkpoint], metric: str) -> list[Checkpoint]:
     """Best first; of equals the older."""
-    sign = 1 if BETTER[metric] == "min" else -1
-    return sorted(checkpoints, key=lambda checkpoint: sign * checkpoint.figures[metric])
+    return sorted(checkpoints, key=lambda checkpoint: rank(checkpoint, metric))
 
 
 def surplus(checkpoints: Sequence[Checkpoint], keep: int, metric: str) -> list[Checkpoint]:

@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from ray import tune
 from ray.tune.experiment import Trial
@@ -16,20 +15,11 @@ from ray.tune.search import BasicVariantGenerator
 from pipeline.errors import Failure, Mistake
 from pipeline.rundir import Journal, ended, open_record, read_journal, read_record
 from pipeline.settings import BETTER, Tree, parse
-from pipeline.training import checkpoints
-from pipeline.training.checkpoints import Checkpoint
 from pipeline.tuning.space import Distribution, Space, filled
 
 IMAGES = "images_seen"
 TUNE = "tune"
 """Ray Tune's own folder in a search's; nothing of ours reads it."""
-
-
-class Ranked(NamedTuple):
-    """A trial and the best it came to."""
-
-    directory: Path
-    best: Checkpoint
 
 
 def fit(space: Space, directory: Path, concurrent: int, tags: dict[str, str]) -> None:
@@ -111,17 +101,6 @@ def sampler(leaf: Distribution) -> object:
             return tune.choice(values)
         case _:
             return tune.grid_search(values)
-
-
-def ranked_trials(directory: Path, metric: str) -> list[Ranked]:
-    """The trials of a search that have a checkpoint, best first."""
-    found = []
-    for trial in sorted(directory.glob("trial-*")):
-        kept = checkpoints.ranked(checkpoints.listed(trial), metric)
-        if kept:
-            found.append(Ranked(trial, kept[0]))
-    order = checkpoints.ranked([one.best for one in found], metric)
-    return sorted(found, key=lambda one: order.index(one.best))
 
 
 class StatusWriter(tune.Callback):  # type: ignore[misc]

@@ -8,6 +8,7 @@ from pipeline.cluster import cluster, require_room, require_state_api
 from pipeline.data import manifest as manifests
 from pipeline.errors import Failure
 from pipeline.progress import search_line
+from pipeline.references import ranked
 from pipeline.registry.register import register
 from pipeline.rundir import (
     Journal,
@@ -16,7 +17,6 @@ from pipeline.rundir import (
     locked,
     new_record,
     open_record,
-    read_record,
     require_same_identity,
 )
 from pipeline.settings import BETTER, Settings, Tree, dump, flatten, merge, parse, read_tree
@@ -116,22 +116,15 @@ def _record(space: Space, settings: Settings, manifest: manifests.Manifest) -> R
 def _summarise(space: Space, settings: Settings, directory: Path) -> None:
     """The trials, best first, and where to look."""
     metric = settings.checkpoints.metric
-    ranked = search.ranked_trials(directory, metric)
     rows = []
-    for trial, best in ranked:
-        record = read_record(trial)
-        assert record is not None
+    for trial, record, _, best in ranked(sorted(directory.glob("trial-*"))):
         chosen = flatten(record["settings"])
         values = [_short(chosen[path]) for path in space.leaves]
         measured = [f"{best.figures[name]:.4g}" for name in BETTER]
         rows.append([trial.name, *values, f"{best.images_seen:,}", *measured, (ended(trial) or "cut off").lower()])
     print(f"\n{settings.name}: best first, by {metric}")
-    heads = (
-        [*space.leaves, "images seen", *(name.removeprefix("eval/") for name in ranked[0].best.figures)]
-        if ranked
-        else []
-    )
-    print_table(["trial", *heads, "ended"], rows)
+    figures = [name.removeprefix("eval/") for name in BETTER]
+    print_table(["trial", *space.leaves, "images seen", *figures, "ended"], rows)
     print(f"register the best: vaegan register {settings.name} --name NAME")
     print(f"look at it:        {ui_command(settings)}")
 
