@@ -9,7 +9,8 @@ from vaegan import config, likelihood
 from vaegan.likelihood import Distribution, Likelihood
 from vaegan.networks import build as build_networks
 from vaegan.networks import mlp
-from vaegan.networks.ports import DecoderNetwork, DiscriminatorNetwork, EncoderNetwork, Shape
+from vaegan.networks.ports import DecoderNetwork, DiscriminatorNetwork, EncoderNetwork, Judgement, Shape
+from vaegan.precision import lowered, raised
 
 
 def reparameterize(mean_BZ: Tensor, log_var_BZ: Tensor, noise_BZ: Tensor) -> Tensor:
@@ -29,8 +30,15 @@ class Passed(NamedTuple):
     for (B of them), then the prior samples (P)."""
 
 
-class Autoencoder(nn.Module):
-    """Encoder, decoder and likelihood: what the VAE side's DDP wraps, and what is kept when training is over."""
+class Learner(nn.Module):
+    """A forward that a player learns through, and its opponents look through: what DDP wraps and a compiler compiles."""
+
+    precision: torch.dtype | None = None
+    """What its layers compute in while it learns; None is that of its weights. What comes out is at least float32."""
+
+
+class Autoencoder(Learner):
+    """Encoder, decoder and likelihood: the VAE side, and what is kept when training is over."""
 
     def __init__(self, encoder: EncoderNetwork, decoder: DecoderNetwork, likelihood: Likelihood) -> None:
         super().__init__()
@@ -40,10 +48,11 @@ class Autoencoder(nn.Module):
 
     def forward(self, x: Tensor, noise_BZ: Tensor, prior_PZ: Tensor | None = None, *, detached: bool = False) -> Passed:
         """Encode x, then decode `[z, z.detach() if detached, prior]` in one pass (Larsen 2016, one backward)."""
-        mean_BZ, log_var_BZ = self.encoder(x)
-        z_BZ = reparameterize(mean_BZ, log_var_BZ, noise_BZ)
-        codes = [z_BZ, *([z_BZ.detach()] if detached else []), *([] if prior_PZ is None else [prior_PZ])]
-        raw = self.decoder.logits(torch.cat(codes))
+        with lowered(x.device, self.precision):
+            mean_BZ, log_var_BZ = map(raised, self.encoder(x))
+            z_BZ = reparameterize(mean_BZ, log_var_BZ, noise_BZ)
+            codes = [z_BZ, *([z_BZ.detach()] if detached else []), *([] if prior_PZ is None else [prior_PZ])]
+            raw = raised(self.decoder.logits(torch.cat(codes)))
         own = self.likelihood(raw[: len(x)])
         return Passed(mean_BZ, log_var_BZ, own, self.likelihood(raw[len(x) :]).presented())
 
@@ -72,6 +81,33 @@ class Autoencoder(nn.Module):
         ends_2Z = self.encode(torch.stack([a, b]))
         along = torch.linspace(0, 1, steps, dtype=ends_2Z.dtype, device=ends_2Z.device)
         return self.decode(torch.lerp(ends_2Z[:1], ends_2Z[1:], along.unsqueeze(1)))
+
+
+class Generator(Learner):
+    """The decoder alone, as it learns from the adversary: codes in, raw output out."""
+
+    def __init__(self, decoder: DecoderNetwork) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z_BZ: Tensor) -> Tensor:
+        """(B, maps * C, H, W); the likelihood says what it means."""
+        with lowered(z_BZ.device, self.precision):
+            return raised(self.decoder.logits(z_BZ))
+
+
+class Critic(Learner):
+    """The discriminator, as it learns and as it is learnt from: images in, logits and features out."""
+
+    def __init__(self, discriminator: DiscriminatorNetwork) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, x: Tensor) -> Judgement:
+        """Features stay in the precision they were computed in: most are never looked at."""
+        with lowered(x.device, self.precision):
+            judged = self.discriminator.judge(x)
+        return Judgement(raised(judged.logits_B), judged.features)
 
 
 class VAEGAN(nn.Module):

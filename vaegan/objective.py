@@ -9,6 +9,7 @@ D ascends L_GAN, the generator descends it, encoder and decoder descend L_VAE.
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,10 @@ from torch.nn.functional import softplus
 
 from vaegan import config
 from vaegan.likelihood import Gaussian
-from vaegan.model import VAEGAN, Autoencoder, Passed
-from vaegan.networks.ports import DiscriminatorNetwork, Judgement
-from vaegan.step import Agree, Batch, Lent, Noise, Player, Players, Terms, Turn
+from vaegan.model import VAEGAN, Autoencoder, Critic, Generator, Learner, Passed
+from vaegan.networks.ports import Judgement
+from vaegan.precision import raised
+from vaegan.step import Agree, Batch, Draft, Made, Noise, Player, Players, Rests, Terms, Turn
 
 
 def kl(mean_BZ: Tensor, log_var_BZ: Tensor) -> Tensor:
@@ -65,92 +67,111 @@ def _ramp(images_seen: int, warmup: int) -> float:
 
 def turns(objective: config.Objective) -> tuple[Turn, ...]:
     """The moves of one step, in order."""
-    gate = None if objective.gate is None else partial(rest, objective.gate)
+    joint = objective.schedule == "joint"
+    draft = Draft("autoencoder", partial(joint_draft, objective)) if joint else Draft("generator", samples)
     discriminator = Turn(
         name="discriminator",
         player="discriminator",
         opponents=("autoencoder",),
+        draft=draft,
         terms=partial(discriminator_terms, objective),
-        gate=gate,
+        gate=None if objective.gate is None else partial(rest, objective.gate),
     )
-    if objective.schedule == "joint":
-        vae_side = Turn(
-            name="autoencoder",
-            player="autoencoder",
-            opponents=("discriminator",),
-            terms=partial(joint_terms, objective),
-        )
-        return discriminator, vae_side
     generator = Turn(
         name="generator",
         player="generator",
         opponents=("discriminator",),
+        draft=draft,
         terms=partial(generator_terms, objective),
         pace="adversarial",
     )
-    vae = Turn(
+    vae_side = Turn(
         name="autoencoder",
         player="autoencoder",
         opponents=("discriminator",),
-        terms=partial(vae_terms, objective),
+        draft=draft,
+        terms=partial(joint_terms if joint else vae_terms, objective),
     )
-    return discriminator, generator, vae
+    return (discriminator, vae_side) if joint else (discriminator, generator, vae_side)
 
 
 def players(
     model: VAEGAN,
     objective: config.Objective,
     optimizers: config.Optimizers,
-    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
+    wrap: Callable[[Learner], nn.Module] = lambda learner: learner,
+    precision: torch.dtype | None = None,
 ) -> dict[str, Player]:
-    """The learners of the schedule; `wrap` puts each inside DDP where there are several ranks."""
-    autoencoder = model.autoencoder
-    vae_parts = {"encoder": model.encoder, "decoder": model.decoder, "likelihood": model.likelihood}
+    """The learners of the schedule; `wrap` puts each inside DDP where there are several ranks.
+
+    precision: what layers compute in while training, bf16 or None for that of the weights.
+    """
+
+    def player(learner: Learner, settings: config.Optimizer, parts: dict[str, nn.Module]) -> Player:
+        learner.precision = precision
+        return Player(learner, wrap(learner), optimizer(settings, learner), parts)
+
     everyone = {
-        "discriminator": Player(
-            model.discriminator,
-            wrap(Lent(model.discriminator, "judge")),
-            optimizer(optimizers.discriminator, model.discriminator),
-            {"discriminator": model.discriminator},
+        "discriminator": player(
+            Critic(model.discriminator), optimizers.discriminator, {"discriminator": model.discriminator}
         ),
-        "autoencoder": Player(
-            autoencoder, wrap(autoencoder), optimizer(optimizers.autoencoder, autoencoder), vae_parts
+        "autoencoder": player(
+            model.autoencoder,
+            optimizers.autoencoder,
+            {"encoder": model.encoder, "decoder": model.decoder, "likelihood": model.likelihood},
         ),
     }
     if objective.schedule == "plain":
-        everyone["generator"] = Player(
-            model.decoder,
-            wrap(Lent(model.decoder, "logits")),
-            optimizer(optimizers.generator, model.decoder),
-            {"decoder": model.decoder},
-        )
+        everyone["generator"] = player(Generator(model.decoder), optimizers.generator, {"decoder": model.decoder})
     return everyone
 
 
 def optimizer(settings: config.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser that the settings name, over all weights of a network."""
+    """The optimiser that the settings name, over all weights of a network: one kernel for all of them.
+
+    On a GPU its rate and its count of steps are tensors there, so that a captured step can use them.
+    """
+    on_gpu = next(network.parameters()).is_cuda
+    lr = torch.tensor(settings.lr, device="cuda") if on_gpu else settings.lr
     made: torch.optim.Optimizer
     if settings.kind == "adam":
-        made = torch.optim.Adam(network.parameters(), lr=settings.lr, betas=(settings.momentum, settings.decay))
+        betas = (settings.momentum, settings.decay)
+        made = torch.optim.Adam(network.parameters(), lr=lr, betas=betas, fused=True, capturable=on_gpu)
     else:
         made = torch.optim.RMSprop(
-            network.parameters(), lr=settings.lr, momentum=settings.momentum, alpha=settings.decay
+            network.parameters(), lr=lr, momentum=settings.momentum, alpha=settings.decay, capturable=on_gpu
         )
     for group in made.param_groups:
         group["initial_lr"] = settings.lr
     return made
 
 
-def discriminator_terms(objective: config.Objective, players: Players, batch: Batch, noise: Noise) -> Terms:
+class Samples(NamedTuple):
+    """Images of prior samples, (B, ...)."""
+
+    shown: Tensor
+
+
+def samples(players: Players, batch: Batch, noise: Noise) -> Samples:
+    """`plain`: what D and then the generator look at, G(z) of prior samples."""
+    raw: Tensor = players["generator"].learner(noise.prior_BZ)
+    return Samples(_autoencoder(players).likelihood(raw).presented())
+
+
+def joint_draft(objective: config.Objective, players: Players, batch: Batch, noise: Noise) -> Passed:
+    """`joint`: one pass of images and prior samples through the autoencoder (Larsen 2016, algorithm 1)."""
+    passed: Passed = players["autoencoder"].learner(
+        batch.images, noise.posterior_BZ, noise.prior_BZ, detached=objective.judge_reconstructions
+    )
+    return passed
+
+
+def discriminator_terms(
+    objective: config.Objective, players: Players, batch: Batch, noise: Noise, made: Callable[[], Made]
+) -> Terms:
     """-L_GAN: `real`, `samples` and, where D judges them, `reconstructions`."""
-    autoencoder = _autoencoder(players)
-    with torch.no_grad():
-        if objective.judge_reconstructions:
-            passed = autoencoder(batch.images, noise.posterior_BZ, noise.prior_BZ)
-            fakes = {"samples": passed.shown, "reconstructions": passed.reconstruction.presented()}
-        else:
-            fakes = {"samples": autoencoder.decode(noise.prior_BZ)}
-    seen = torch.cat([batch.images, *fakes.values()])
+    fakes = ("reconstructions", "samples") if objective.judge_reconstructions else ("samples",)
+    seen = torch.cat([batch.images, made().shown.detach()])
     judged: Judgement = players["discriminator"].learner(seen)  # one forward: DDP synchronises once
     real_B, *fake_logits = judged.logits_B.split(len(batch.images))
     return {"real": real_loss(real_B)} | {
@@ -158,42 +179,45 @@ def discriminator_terms(objective: config.Objective, players: Players, batch: Ba
     }
 
 
-def generator_terms(objective: config.Objective, players: Players, batch: Batch, noise: Noise) -> Terms:
+def generator_terms(
+    objective: config.Objective, players: Players, batch: Batch, noise: Noise, made: Callable[[], Made]
+) -> Terms:
     """The generator's side of L_GAN on prior samples: `adversarial`."""
-    raw: Tensor = players["generator"].learner(noise.prior_BZ)
-    samples = _autoencoder(players).likelihood(raw).presented()
-    return {"adversarial": GENERATOR_LOSSES[objective.adversarial](_discriminator(players).judge(samples).logits_B)}
+    return {"adversarial": GENERATOR_LOSSES[objective.adversarial](_judge(players, made().shown).logits_B)}
 
 
-def vae_terms(objective: config.Objective, players: Players, batch: Batch, noise: Noise) -> Terms:
-    """L_VAE: `reconstruction` and `kl`."""
+def vae_terms(
+    objective: config.Objective, players: Players, batch: Batch, noise: Noise, made: Callable[[], Made]
+) -> Terms:
+    """L_VAE: `reconstruction` and `kl`. The decoder has moved since the draft, so this is a pass of its own."""
     passed: Passed = players["autoencoder"].learner(batch.images, noise.posterior_BZ)
     if objective.reconstruction == "pixels":
         reconstruction_B = passed.reconstruction.nats(batch.images)
     else:
-        judged = _discriminator(players).judge(passed.reconstruction.presented())
+        judged = _judge(players, passed.reconstruction.presented())
         reconstruction_B = feature_nats(objective, players, batch, judged)
     return {"reconstruction": reconstruction_B, "kl": kl(passed.mean_BZ, passed.log_var_BZ)}
 
 
-def joint_terms(objective: config.Objective, players: Players, batch: Batch, noise: Noise) -> Terms:
+def joint_terms(
+    objective: config.Objective, players: Players, batch: Batch, noise: Noise, made: Callable[[], Made]
+) -> Terms:
     """L_VAE and the decoder's side of L_GAN in one pass: `reconstruction`, `kl`, `adversarial`.
 
     Larsen 2016, algorithm 1: the likelihood reaches encoder and decoder, the adversarial term the decoder alone. It is
     summed over prior samples and, where asked for, reconstructions from codes cut off from the encoder.
     """
-    passed: Passed = players["autoencoder"].learner(
-        batch.images, noise.posterior_BZ, noise.prior_BZ, detached=objective.judge_reconstructions
-    )
+    passed = made()
+    assert isinstance(passed, Passed)
     size = len(batch.images)
     if objective.reconstruction == "pixels":
-        judged = _discriminator(players).judge(passed.shown)
+        logits = _judge(players, passed.shown).logits_B
         reconstruction_B = passed.reconstruction.nats(batch.images)
     else:
-        both = _discriminator(players).judge(torch.cat([passed.reconstruction.presented(), passed.shown]))
-        reconstruction_B = feature_nats(objective, players, batch, both)
-        judged = Judgement(both.logits_B[size:], ())
-    adversarial = GENERATOR_LOSSES[objective.adversarial](judged.logits_B)
+        judged = _judge(players, torch.cat([passed.reconstruction.presented(), passed.shown]))
+        reconstruction_B = feature_nats(objective, players, batch, judged)
+        logits = judged.logits_B[size:]
+    adversarial = GENERATOR_LOSSES[objective.adversarial](logits)
     return {
         "reconstruction": reconstruction_B,
         "kl": kl(passed.mean_BZ, passed.log_var_BZ),
@@ -212,20 +236,22 @@ def feature_nats(objective: config.Objective, players: Players, batch: Batch, ju
     if layer > layers:
         raise ValueError(f"objective.feature_layer is {layer}; this discriminator has layers 1 to {layers}")
     with torch.no_grad():
-        real = _discriminator(players).judge(batch.images).features[layer - 1]
-    return Gaussian(judged.features[layer - 1][: len(real)], real.new_zeros(())).nats(real)
+        real = raised(_judge(players, batch.images).features[layer - 1])
+    ours = raised(judged.features[layer - 1][: len(real)])
+    return Gaussian(ours, real.new_zeros(())).nats(real)
 
 
-def rest(gate: config.Gate, terms: Terms, agree: Agree) -> frozenset[str]:
+def rest(gate: config.Gate, terms: Terms, agree: Agree) -> Rests:
     """Who rests, by Larsen's released code: decided on losses agreed over ranks, so every rank decides alike."""
     real = terms["real"].mean()
     fake = torch.stack([term.mean() for name, term in terms.items() if name != "real"]).mean()
     losses = agree(torch.stack([real, fake]))
-    discriminator_ahead = bool((losses < gate.equilibrium - gate.margin).any())
-    decoder_ahead = bool((losses > gate.equilibrium + gate.margin).any())
-    if discriminator_ahead == decoder_ahead:
-        return frozenset()
-    return frozenset({"discriminator"} if discriminator_ahead else {"decoder"})
+    discriminator_ahead = (losses < gate.equilibrium - gate.margin).any()
+    decoder_ahead = (losses > gate.equilibrium + gate.margin).any()
+    return {
+        "discriminator": discriminator_ahead & ~decoder_ahead,
+        "decoder": decoder_ahead & ~discriminator_ahead,
+    }
 
 
 def _autoencoder(players: Players) -> Autoencoder:
@@ -234,7 +260,7 @@ def _autoencoder(players: Players) -> Autoencoder:
     return network
 
 
-def _discriminator(players: Players) -> DiscriminatorNetwork:
-    network = players["discriminator"].network
-    assert isinstance(network, DiscriminatorNetwork)
-    return network
+def _judge(players: Players, x: Tensor) -> Judgement:
+    """D as an opponent looks at it, not as it learns."""
+    judged: Judgement = players["discriminator"].network(x)
+    return judged

@@ -43,7 +43,8 @@ def decisions(objective: config.Objective, trained: Trained, rows: slice) -> lis
     """Who rests in each update, were these rows of the global batch all that is known."""
     assert objective.gate is not None
     terms = ({name: trained[f"{update}/discriminator/{name}"] for name in ("real", "samples")} for update in range(5))
-    return [rest(objective.gate, {name: term[rows] for name, term in of.items()}, alone) for of in terms]
+    gated = (rest(objective.gate, {name: term[rows] for name, term in of.items()}, alone) for of in terms)
+    return [frozenset(name for name, rests in of.items() if rests) for of in gated]
 
 
 def test_the_gates_of_the_cases_would_part_the_ranks_if_each_decided_for_itself() -> None:

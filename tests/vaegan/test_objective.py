@@ -31,7 +31,7 @@ from tests.vaegan.small import (
 )
 from vaegan import VAEGAN, config, objective
 from vaegan.objective import turns, weights_at
-from vaegan.step import Batch, Noise, Player, Players, Terms, Turn, alone, descend, frozen, step
+from vaegan.step import Agree, Batch, Made, Noise, Player, Players, Terms, Turn, alone, frozen, move, step, total
 
 BERNOULLI = config.Likelihood(kind="bernoulli")
 OBJECTIVES = {
@@ -59,6 +59,12 @@ def take(turn: Turn, at: Game, **weighed: float) -> Terms:
     return step((turn,), at.players, at.batch, at.noise, weights(**({"adversarial": 1.0} | weighed)))
 
 
+def terms_of(turn: Turn, at: Game) -> Terms:
+    """What a turn's loss is made of."""
+    made = turn.draft.make(at.players, at.batch, at.noise)
+    return turn.terms(at.players, at.batch, at.noise, lambda: made)
+
+
 # --- the losses -------------------------------------------------------------------------------------------------------
 
 
@@ -82,9 +88,9 @@ def test_the_losses_are_finite_where_the_probability_is_not() -> None:
 def test_the_saturating_generator_descends_exactly_what_the_discriminator_ascends(schedule: str) -> None:
     settings = config.Objective(schedule=schedule, adversarial="saturating")  # type: ignore[arg-type]
     at = game(settings)
-    judged = objective.discriminator_terms(settings, at.players, at.batch, at.noise)["samples"]
-    terms = objective.generator_terms if schedule == "plain" else objective.joint_terms
-    descended = terms(settings, at.players, at.batch, at.noise)["adversarial"]
+    judged = terms_of(turn_of(settings, "discriminator"), at)["samples"]
+    descends = turn_of(settings, "generator" if schedule == "plain" else "autoencoder")
+    descended = terms_of(descends, at)["adversarial"]
     torch.testing.assert_close(descended, -judged, rtol=0, atol=1e-15)
 
 
@@ -223,8 +229,8 @@ def adversarial_alone(settings: config.Objective) -> Turn:
     if settings.schedule == "plain":
         return replace(turn_of(settings, "generator"), pace=None)
 
-    def terms(players: Players, batch: Batch, noise: Noise) -> Terms:
-        return {"adversarial": objective.joint_terms(settings, players, batch, noise)["adversarial"]}
+    def terms(players: Players, batch: Batch, noise: Noise, made: Callable[[], Made]) -> Terms:
+        return {"adversarial": objective.joint_terms(settings, players, batch, noise, made)["adversarial"]}
 
     return replace(turn_of(settings, "autoencoder"), terms=terms)
 
@@ -454,19 +460,23 @@ GATED = [
 ]
 
 
+def resting_by(terms: Terms, agree: Agree = alone) -> set[str]:
+    return {name for name, rests in objective.rest(GATE, terms, agree).items() if rests}
+
+
 @pytest.mark.parametrize(("real", "fake", "resting"), [case[1:] for case in GATED], ids=[case[0] for case in GATED])
 def test_the_gate_rests_whoever_is_ahead(real: float, fake: float, resting: set[str]) -> None:
     spread = torch.tensor([-0.1, 0.0, 0.1])  # the mean decides
     terms = {"real": real + spread, "samples": fake + spread}
-    assert objective.rest(GATE, terms, alone) == resting
+    assert resting_by(terms) == resting
     halves = {"samples": fake - 0.2 + spread, "reconstructions": fake + 0.2 + spread}
-    assert objective.rest(GATE, {"real": real + spread} | halves, alone) == resting
+    assert resting_by({"real": real + spread} | halves) == resting
 
 
 def test_the_gate_decides_on_what_the_ranks_agree_on() -> None:
     here = {"real": torch.tensor([0.1]), "samples": torch.tensor([0.1])}
-    assert objective.rest(GATE, here, alone) == {"discriminator"}
-    assert objective.rest(GATE, here, lambda losses: (losses + 2.5) / 2) == {"decoder"}
+    assert resting_by(here) == {"discriminator"}
+    assert resting_by(here, lambda losses: (losses + 2.5) / 2) == {"decoder"}
 
 
 ALWAYS = {
@@ -524,9 +534,12 @@ def test_a_term_counts_its_weight_and_one_without_a_weight_counts_once() -> None
     (weight,) = network.parameters()
     start = weight.detach().clone()
     each = weight.view(1).expand(6)
-    descend(player, {"twice": each, "once": each}, weights(twice=2.0))
+    total({"twice": each, "once": each}, weights(twice=2.0)).backward()
+    move(player)
     torch.testing.assert_close(weight.data, start - 0.5 * 3)
-    descend(player, {"once": weight.view(1).expand(6)}, {}, pace=0.1)
+    weight.grad = None
+    total({"once": weight.view(1).expand(6)}, {}).backward()
+    move(player, pace=torch.tensor(0.1, dtype=torch.float64))
     torch.testing.assert_close(weight.data, start - 0.5 * 3 - 0.05)
 
 

@@ -1,0 +1,17 @@
+"""Mixed precision: networks compute in bf16, whatever is summed into a loss is float32 (or float64, where that comes in).
+
+Weights, gradients, optimiser states and losses keep their precision; only what passes between the layers is lowered.
+"""
+
+import torch
+from torch import Tensor
+
+
+def lowered(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """A context in which layers compute in `dtype`; None leaves them as they are."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def raised(tensor: Tensor) -> Tensor:
+    """At least float32: sums over thousands of pixels have no business in 8 bits of mantissa."""
+    return tensor.float() if tensor.dtype in {torch.bfloat16, torch.float16} else tensor
