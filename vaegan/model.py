@@ -31,7 +31,7 @@ class Passed(NamedTuple):
 
 
 class Learner(nn.Module):
-    """A forward that a player learns through, and its opponents look through: what DDP wraps and a compiler compiles."""
+    """A forward that a player learns through and its opponents look through: what DDP wraps, and compilers compile."""
 
     precision: torch.dtype | None = None
     """What its layers compute in while it learns; None is that of its weights. What comes out is at least float32."""

@@ -1,4 +1,4 @@
-"""Mixed precision: networks compute in bf16, whatever is summed into a loss is float32 (or float64, where that comes in).
+"""Mixed precision: networks compute in bf16, and whatever is summed into a loss is at least float32.
 
 Weights, gradients, optimiser states and losses keep their precision; only what passes between the layers is lowered.
 """

@@ -33,6 +33,10 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     assert_two_ranks_equal_one(CASES, tmp_path, SHAPE)
 
 
+def test_two_ranks_that_accumulate_equal_one_that_does_not(tmp_path: Path) -> None:
+    assert_two_ranks_equal_one(CASES, tmp_path, SHAPE, parts=3)
+
+
 def test_half_a_batch_without_averaging_is_not_the_whole() -> None:
     for case in CASES[:2]:
         whole, half = train(case, SHAPE), train(case, SHAPE, rank=0, ranks=2)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,9 +24,12 @@ Trained = dict[str, Tensor]
 RANKS, UPDATES, GLOBAL_BATCH = 2, 5, 6
 
 
-def assert_two_ranks_equal_one(cases: list[Case], tmp_path: Path, image_shape: Shape) -> None:
-    """Weights and terms after 5 updates in float64, to 1e-10 absolute or relative; one start of the ranks for all."""
-    halves = on_two_ranks(train_all, tmp_path, cases, image_shape)
+def assert_two_ranks_equal_one(cases: list[Case], tmp_path: Path, image_shape: Shape, parts: int = 1) -> None:
+    """Weights and terms after 5 updates in float64, to 1e-10 absolute or relative; one start of the ranks for all.
+
+    parts: in how many the ranks take their shares; the one process takes the whole.
+    """
+    halves = on_two_ranks(train_all, tmp_path, cases, image_shape, parts)
     for number, case in enumerate(cases):
         whole = train(case, image_shape)
         ranks = [half[number] for half in halves]
@@ -46,8 +50,9 @@ def train(
     ranks: int = 1,
     wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     agree: Agree = alone,
+    parts: int = 1,
 ) -> Trained:
-    """5 updates on this rank's contiguous share of images and noise."""
+    """5 updates on this rank's contiguous share of images and noise, taken in so many parts."""
     _, networks, objective, optimizers = case
     torch.manual_seed(0)
     with in_float64():
@@ -66,14 +71,16 @@ def train(
             Noise(posterior[share], prior[share]),
             weights_at(objective, update * GLOBAL_BATCH),
             agree,
+            parts=parts,
         )
         logged |= {f"{update}/{name}": term for name, term in terms.items()}
     return model.state_dict() | logged
 
 
-def train_all(rank: int, cases: list[Case], image_shape: Shape) -> list[Trained]:
+def train_all(rank: int, cases: list[Case], image_shape: Shape, parts: int) -> list[Trained]:
     """Every case on one of two ranks."""
-    return [train(case, image_shape, rank, RANKS, DistributedDataParallel, mean_over_ranks) for case in cases]
+    wrap = partial(DistributedDataParallel, gradient_as_bucket_view=True, broadcast_buffers=False)
+    return [train(case, image_shape, rank, RANKS, wrap, mean_over_ranks, parts) for case in cases]
 
 
 @contextmanager

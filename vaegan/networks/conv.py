@@ -5,6 +5,8 @@ on [-1, 1] is our sigmoid on [0, 1], since tanh(a / 2) = 2 sigmoid(a) - 1; input
 B batch, C channels, S side, Z latent.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -57,7 +59,10 @@ class Encoder(EncoderNetwork):
         self.fc_var = nn.Linear(hidden, latent)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        hidden_BH = torch.relu(self.fc1(self.blocks(2 * x - 1).flatten(1)))
+        hidden = 2 * x - 1
+        for block in self.blocks:
+            hidden = self.through(block, hidden)
+        hidden_BH = torch.relu(self.fc1(hidden.flatten(1)))
         return self.fc_mean(hidden_BH), self.fc_var(hidden_BH)
 
 
@@ -75,7 +80,10 @@ class Decoder(DecoderNetwork):
         self.last = nn.Conv2d(widths[-1], maps * shape[0], 5, padding=2)
 
     def logits(self, z_BZ: Tensor) -> Tensor:
-        return self.last(self.blocks(torch.relu(self.fc1(z_BZ)).unflatten(1, self.innermost)))
+        hidden = torch.relu(self.fc1(z_BZ)).unflatten(1, self.innermost)
+        for block in self.blocks:
+            hidden = self.through(block, hidden)
+        return self.last(hidden)
 
     def forward(self, z_BZ: Tensor) -> Tensor:
         return torch.sigmoid(self.logits(z_BZ))
@@ -94,12 +102,14 @@ class Discriminator(DiscriminatorNetwork):
 
     def judge(self, x: Tensor) -> Judgement:
         features = []
-        hidden = torch.relu(self.stem(2 * x - 1))
+        before: Tensor = self.stem(2 * x - 1)
+        activate: Callable[[Tensor], Tensor] = torch.relu
         for block in self.blocks:
             assert isinstance(block, Block)
-            features.append(block.convolution(hidden))
-            hidden = block.activate(features[-1])
-        hidden = torch.relu(self.fc1(hidden.flatten(1)))
+            before = self.through(partial(_next, activate, block.convolution), before)
+            features.append(before)
+            activate = block.activate
+        hidden = torch.relu(self.fc1(activate(before).flatten(1)))
         return Judgement(self.fc2(hidden).squeeze(1), tuple(features))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,6 +145,12 @@ def _innermost(shape: Shape, widths: tuple[int, ...]) -> int:
 def _groups(channels: int) -> int:
     # one channel a group would make the convolution's bias a weight without a gradient
     return next(groups for groups in (8, 4, 2, 1) if channels % groups == 0 and channels // groups > 1)
+
+
+def _next(activate: Callable[[Tensor], Tensor], convolution: nn.Module, before: Tensor) -> Tensor:
+    """From one layer's output before activation to that of the next."""
+    after: Tensor = convolution(activate(before))
+    return after
 
 
 def _down(before: int, after: int, norm: str) -> Block:
