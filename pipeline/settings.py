@@ -47,6 +47,8 @@ class Data:
     """Rows shuffled together, across shards; what a streaming worker holds."""
     budget_mb: int = 4_096
     """Memory a worker may spend on images: a set that fits is held whole, a larger one is streamed."""
+    flip: bool = False
+    """Mirror half of the images, other ones every time: twice the data where left and right don't matter."""
 
     def __post_init__(self) -> None:
         require(self.batch >= 1, "batch", self.batch, "a number of images >= 1")
@@ -144,6 +146,27 @@ class Workers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How steps are computed: what is fast is chosen for the device, what trades one thing for another is here."""
+
+    __pydantic_config__ = STRICT
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of what passes between layers; losses, weights and evaluations are float32. auto: bf16 where the device's matrix
+    products are much faster in it. Decided once a run."""
+    accumulate: int = 1
+    """Parts that a worker takes its share of a batch in, one after the other: less memory, somewhat more time."""
+    recompute: bool = False
+    """Activation checkpointing: keep what goes into each layer, compute the rest again in the backward. Less memory for
+    large images, about a third more time."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """What workers send each other: bf16 halves the bytes, for slow networks, and rounds."""
+
+    def __post_init__(self) -> None:
+        require(self.accumulate >= 1, "accumulate", self.accumulate, "a whole number >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tracking:
     """Where MLflow is."""
 
@@ -181,6 +204,7 @@ class Settings:
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     evaluation: Evaluation = field(default_factory=Evaluation)
     workers: Workers = field(default_factory=Workers)
+    compute: Compute = field(default_factory=Compute)
     tracking: Tracking = field(default_factory=Tracking)
 
     def __post_init__(self) -> None:
@@ -204,6 +228,12 @@ class Settings:
                 raise ValueError(
                     f"data.batch is {self.data.batch} and workers.count is {self.workers.count!r}: {count} workers "
                     f"can't share {self.data.batch} images evenly; choose a batch that {count} divides"
+                )
+            share = self.data.batch // count
+            if share % self.compute.accumulate:
+                raise ValueError(
+                    f"compute.accumulate is {self.compute.accumulate}: a worker's share of {share} images can't be "
+                    "taken in so many equal parts; choose a number that divides it"
                 )
 
 
@@ -284,8 +314,9 @@ def identity(settings: Settings, data_digest: str) -> dict[str, object]:
         key: tree[key] for key in ("networks", "objective", "optimizers", "seed", "average_half_life", "evaluation")
     }
     kept["checkpoints"] = {"metric": settings.checkpoints.metric}
-    data = {"digest": data_digest, "batch": settings.data.batch, "window": settings.data.window}
-    return flatten(kept | {"data": data})
+    data = {key: getattr(settings.data, key) for key in ("batch", "window", "flip")} | {"digest": data_digest}
+    compute = {key: getattr(settings.compute, key) for key in ("precision", "gradients")}
+    return flatten(kept | {"data": data, "compute": compute})
 
 
 def identity_hash(identity: Mapping[str, object]) -> str:

@@ -23,6 +23,9 @@ from torch import Tensor
 from pipeline.data.manifest import IMAGE, Manifest, Shard, location
 from pipeline.errors import Mistake
 
+READERS = 4
+"""Shards read at a time: hashing and decoding let go of the interpreter."""
+
 Ids = npt.NDArray[np.int64]
 """Row numbers in the split, counted through its shards."""
 
@@ -82,12 +85,11 @@ class Images:
         self._starts = np.array([0, *accumulate(shard.rows for shard in self._shards)], dtype=np.int64)
         self._budget = budget_mb * 2**20
         self._held: OrderedDict[int, Future[Tensor]] = OrderedDict()
-        self._reader = ThreadPoolExecutor(1, "images")
+        self._readers = ThreadPoolExecutor(READERS, "images")
         self._whole: Tensor | None = None
         if self._bytes(int(self._starts[-1])) <= self._budget:
             self._whole = torch.empty((int(self._starts[-1]), *manifest.shape), dtype=torch.uint8)
-            for start, shard in zip(self._starts, self._shards, strict=False):
-                self._whole[start : start + shard.rows] = self._read(shard)
+            list(self._readers.map(self._read_into, self._shards, self._starts))
         else:
             self._require_room_for(window)
 
@@ -96,10 +98,18 @@ class Images:
         """Whether shards come and go."""
         return self._whole is None
 
+    def move_to(self, device: torch.device, most_bytes: int) -> None:
+        """Hold the images on a device from now on, where they are held whole and take no more than that."""
+        if self._whole is not None and self._whole.nbytes <= most_bytes:
+            self._whole = self._whole.to(device)
+
     def rows(self, ids: Ids) -> Tensor:
-        """These images, (B, C, H, W) uint8."""
+        """These images, (B, C, H, W) uint8, where they are held."""
         if self._whole is not None:
-            return self._whole[torch.from_numpy(ids)]
+            index = torch.from_numpy(ids)
+            if self._whole.is_cuda:
+                index = index.pin_memory().to(self._whole.device, non_blocking=True)
+            return self._whole[index]
         images = torch.empty((len(ids), *self._manifest.shape), dtype=torch.uint8)
         owners = np.searchsorted(self._starts, ids, "right") - 1
         for index in np.unique(owners):
@@ -120,7 +130,7 @@ class Images:
         if index not in self._held:
             while self._held and self._held_bytes() + self._bytes(self._shards[index].rows) > self._budget:
                 self._held.popitem(last=False)
-            self._held[index] = self._reader.submit(self._read, self._shards[index])
+            self._held[index] = self._readers.submit(self._read, self._shards[index])
         self._held.move_to_end(index)
         return self._held[index]
 
@@ -142,6 +152,10 @@ class Images:
     def _read(self, shard: Shard) -> Tensor:
         return read_shard(self._filesystem, self._folder, shard)
 
+    def _read_into(self, shard: Shard, start: int) -> None:
+        assert self._whole is not None
+        self._whole[start : start + shard.rows] = self._read(shard)
+
 
 class Feed:
     """The batches of one rank."""
@@ -152,6 +166,10 @@ class Feed:
         self._batch = batch
         self._share = share
         self._ahead: Ids | None = None
+
+    def move_to(self, device: torch.device, most_bytes: int) -> None:
+        """See `Images.move_to`."""
+        self._images.move_to(device, most_bytes)
 
     def at(self, position: int) -> tuple[Ids, Tensor]:
         """The rows of the whole batch at a position of the stream, and this rank's images, (B, C, H, W) uint8."""

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import Mistake
 from pipeline.settings import BETTER
-from pipeline.training.state import Tensors, TrainState
+from pipeline.training.state import Snapshot, Tensors, TrainState
 from vaegan import Autoencoder, build, config
 from vaegan.networks.ports import Shape
 
@@ -65,16 +65,16 @@ class Checkpoint(NamedTuple):
     """Name -> value of the evaluation it was saved with."""
 
 
-def write(directory: Path, state: TrainState, description: Description, figures: Mapping[str, float]) -> Path:
+def write(directory: Path, state: Snapshot, description: Description, figures: Mapping[str, float]) -> Path:
     """Save a run's state under its folder. Raises OSError, such as for a full disk, and then leaves nothing behind."""
-    path = folder_of(directory, state.progress.images_seen)
+    path = folder_of(directory, state.images_seen)
     temporary = directory / f".{path.name}.writing"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        for name, tensors in state.tensors().items():
+        for name, tensors in state.tensors.items():
             _save({key: value.contiguous() for key, value in tensors.items()}, temporary / f"{name}.safetensors")
-        body = {"progress": state.facts(), "figures": dict(figures), "description": description.to_json()}
+        body = {"progress": state.facts, "figures": dict(figures), "description": description.to_json()}
         (temporary / STATE).write_text(json.dumps(body, indent=2) + "\n")
         (temporary / MANIFEST).write_text(json.dumps(_fingerprints(temporary), indent=2) + "\n")
         shutil.rmtree(path, ignore_errors=True)

@@ -17,21 +17,25 @@ from torch import Tensor
 
 from pipeline.data import manifest as manifests
 from pipeline.data.batches import Feed, Ids, Images, Order, first_images, shards_of
+from pipeline.data.loader import Chance, Loader
 from pipeline.errors import Mistake
 from pipeline.evaluation import pictures
 from pipeline.evaluation.figures import Evaluator
 from pipeline.ranks import Ranks
 from pipeline.rundir import PICTURES, Journal
 from pipeline.settings import BETTER, Settings
+from pipeline.speed.ceiling import measure
 from pipeline.training import checkpoints
+from pipeline.training.background import Background
 from pipeline.training.checkpoints import Description
+from pipeline.training.choice import chosen
 from pipeline.training.health import first_not_finite, not_finite
-from pipeline.training.state import Progress, TrainState
+from pipeline.training.state import Progress, Snapshot, TrainState
 from vaegan import Autoencoder, build
 from vaegan.average import moving_average
+from vaegan.execution import Engine, Execution, assemble
 from vaegan.networks.ports import Shape
-from vaegan.objective import players, turns, weights_at
-from vaegan.step import Batch, Noise, step
+from vaegan.objective import weights_at
 
 Report = Callable[[dict[str, float]], None]
 """Tells the world of a checkpoint's figures; a barrier over ranks."""
@@ -59,14 +63,6 @@ def train(settings: Settings, directory: Path, ranks: Ranks, report: Report) -> 
     return Loop(settings, directory, ranks, report, material).run()
 
 
-def noise_at(seed: int, position: int, batch: int, latent: int, share: slice) -> Noise:
-    """A rank's share of the noise of a step: drawn for the global batch, so the number of ranks does not matter."""
-    mixed = hashlib.sha256(f"noise/{seed}/{position}".encode()).digest()[:8]
-    generator = torch.Generator().manual_seed(int.from_bytes(mixed, "big", signed=True))
-    posterior_BZ, prior_BZ = torch.randn(2, batch, latent, generator=generator)[:, share]
-    return Noise(posterior_BZ, prior_BZ)
-
-
 class Material(NamedTuple):
     """What a rank reads before it starts."""
 
@@ -86,23 +82,33 @@ class Loop:
         self._ranks = ranks
         self._report = report
         self._journal = Journal(directory) if ranks.first else None
-        self._feed, self._held_out, self._evaluator, shape = material
+        feed, self._held_out, self._evaluator, shape = material
         self._description = Description(
             networks=settings.networks, likelihood=settings.objective.likelihood, shape=shape
         )
-        self._turns = turns(settings.objective)
-        self._state = _fresh_state(settings, self._description, ranks)
+        self._ceilings = measure(ranks.device) if ranks.first else None
+        execution = chosen(settings, directory, shape, ranks, self._ceilings, self._note_at_start)
+        self._state, self._engine = _fresh_state(settings, self._description, execution, ranks)
+        batch = settings.data.batch
+        chance = Chance(settings.seed, batch, settings.networks.latent, ranks.share(batch), flip=settings.data.flip)
+        self._loader = Loader(feed, chance, ranks.device)
         self._logged: list[Tensor] = []
-        self._names: list[str] = []
-        self._interval_s = 0.0
+        self._since = time.monotonic()
+        self._writer = Background()
+        self._unreported: dict[str, float] | None = None
         self._saved_at: float | None = None
         self._warned = False
+
+    def _note_at_start(self, text: str) -> None:
+        if self._journal is not None:
+            self._journal.note(0, "note", text)
 
     def run(self) -> Ending:
         """Until the end."""
         self._resume()
         progress, settings = self._state.progress, self._settings
         ending = self._finished()
+        self._since = time.monotonic()
         while ending is None:
             before = progress.images_seen
             self._step()
@@ -112,53 +118,48 @@ class Loop:
                 ending = self._log()
                 if ending is None and (save or self._out_of_time()):
                     ending = self._checkpoint() or self._finished()
-        return ending
+                self._since = time.monotonic()
+        return self._settled() or ending
 
     def _step(self) -> None:
-        started = time.monotonic()
         progress, settings = self._state.progress, self._settings
-        position, batch = progress.images_seen, settings.data.batch
-        share = self._ranks.share(batch)
-        ids, images = self._feed.at(position)
-        noise = noise_at(settings.seed, position, batch, settings.networks.latent, share)
-        device = self._ranks.device
-        terms = step(
-            self._turns,
-            self._state.players,
-            Batch(images.to(device).float() / 255),
-            Noise(*(values.to(device) for values in noise)),
-            weights_at(settings.objective, position),
-            self._ranks.mean,
-        )
+        position = progress.images_seen
+        ids, batch, noise = self._loader.at(position)
+        self._logged.append(self._engine(batch, noise, weights_at(settings.objective, position)))
         self._state.average.update_parameters(self._state.players["autoencoder"].network)
-        self._names = list(terms)
-        self._logged.append(torch.stack([term.mean() for term in terms.values()]))
-        progress.images_seen += batch
+        progress.images_seen += settings.data.batch
         progress.order_digest = _chained(progress.order_digest, ids)
-        self._interval_s += time.monotonic() - started
+        self._loader.prepare(progress.images_seen)
 
     def _log(self) -> Ending | None:
         """Average the terms since the last time over steps and ranks; end the run if one is not finite."""
-        progress, settings = self._state.progress, self._settings
+        progress, settings, names = self._state.progress, self._settings, self._engine.names
         means_ST = self._ranks.mean(torch.stack(self._logged).double()).cpu()
-        bad = first_not_finite(self._names, means_ST)
+        seconds = time.monotonic() - self._since
+        bad = first_not_finite(names, means_ST)
         if bad is not None:
             after = (len(means_ST) - bad[0] - 1) * settings.data.batch
             return self._diverged(progress.images_seen - after, f"train/{bad[1]}")
-        values = {f"train/{name}": float(mean) for name, mean in zip(self._names, means_ST.mean(0), strict=True)}
+        values = {f"train/{name}": float(mean) for name, mean in zip(names, means_ST.mean(0), strict=True)}
         weights = weights_at(settings.objective, progress.images_seen)
         values |= {"schedule/beta": float(weights["kl"]), "schedule/lambda": float(weights["adversarial"])}
-        values["speed/images_per_s"] = len(means_ST) * settings.data.batch / self._interval_s
-        progress.seconds += self._interval_s
-        self._logged, self._interval_s = [], 0.0
-        return self._failed(partial(self._write_metrics, values))
+        values["speed/images_per_s"] = len(means_ST) * settings.data.batch / seconds
+        progress.seconds += seconds
+        self._logged = []
+        failed = self._failed(partial(self._write_metrics, progress.images_seen, values))
+        if failed is None and not self._ranks.any(self._writer.busy):
+            failed = self._settled()
+        return failed
 
-    def _write_metrics(self, values: Mapping[str, float]) -> None:
+    def _write_metrics(self, step: int, values: Mapping[str, float]) -> None:
         assert self._journal is not None
-        self._journal.metrics(self._state.progress.images_seen, values)
+        self._journal.metrics(step, values)
 
     def _checkpoint(self) -> Ending | None:
-        """Evaluate the averaged model, save, and tell the world."""
+        """Evaluate the averaged model, and start to save."""
+        failed = self._settled()
+        if failed is not None:
+            return failed
         progress, settings = self._state.progress, self._settings
         ruined = not_finite({"model": self._state.model, "average": self._state.average})
         if self._ranks.any(bool(ruined)):  # the last update; its loss would show it one step later
@@ -168,12 +169,19 @@ class Loop:
             if not isfinite(figure):
                 return self._diverged(progress.images_seen, name)
         self._judge(figures[settings.checkpoints.metric])
-        failed = self._failed(partial(self._save, figures))
-        if failed is not None:
-            return failed
-        self._report({**figures, "images_seen": float(progress.images_seen)})
-        self._warn_if_hasty()
+        self._unreported = {**figures, "images_seen": float(progress.images_seen)}
+        if self._ranks.first:
+            self._writer.start(partial(self._save, self._state.snapshot(), self._pictures(), figures))
         return None
+
+    def _settled(self) -> Ending | None:
+        """Wait for what is being written; once it is on disk, tell the world."""
+        failed = self._failed(self._writer.settle)
+        told, self._unreported = self._unreported, None
+        if failed is None and told is not None:
+            self._report(told)
+            self._warn_if_hasty()
+        return failed
 
     def _failed(self, write: Callable[[], None]) -> Ending | None:
         """Let rank 0 write; where its disk refuses, every rank ends."""
@@ -204,15 +212,15 @@ class Loop:
         else:
             progress.evaluations_since_best += 1
 
-    def _save(self, figures: dict[str, float]) -> None:
+    def _save(self, state: Snapshot, drawn: dict[str, Image.Image], figures: dict[str, float]) -> None:
         """Journal, pictures, checkpoint; the checkpoint last, so that a kill in between repeats all three."""
-        seen, rules = self._state.progress.images_seen, self._settings.checkpoints
+        rules = self._settings.checkpoints
         assert self._journal is not None
-        self._journal.metrics(seen, figures)
-        for key, picture in self._pictures().items():
-            path = self._directory / PICTURES / f"{key}-{seen:09d}.png"
-            self._journal.picture(seen, key, pictures.save(picture, path))
-        checkpoints.write(self._directory, self._state, self._description, figures)
+        self._journal.metrics(state.images_seen, figures)
+        for key, picture in drawn.items():
+            path = self._directory / PICTURES / f"{key}-{state.images_seen:09d}.png"
+            self._journal.picture(state.images_seen, key, pictures.save(picture, path))
+        checkpoints.write(self._directory, state, self._description, figures)
         checkpoints.prune(self._directory, rules.num_to_keep, rules.metric)
 
     def _pictures(self) -> dict[str, Image.Image]:
@@ -266,6 +274,9 @@ class Loop:
         return minutes is not None and self._ranks.any(self._state.progress.seconds > 60 * minutes)
 
     def _diverged(self, images_seen: int, what: str) -> Ending:
+        failed = self._settled()
+        if failed is not None:
+            return failed
         last, _ = checkpoints.newest_whole(self._directory)
         where = f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"
         return Ending("diverged", f"{what} is not finite in the step that ends at {images_seen} images; {where}")
@@ -290,13 +301,25 @@ def _feed(settings: Settings, manifest: manifests.Manifest, ranks: Ranks) -> Fee
     return Feed(order, images, data.batch, ranks.share(data.batch))
 
 
-def _fresh_state(settings: Settings, description: Description, ranks: Ranks) -> TrainState:
-    """A run's state before its first image: the same weights on every rank, from the seed."""
+def _fresh_state(
+    settings: Settings, description: Description, execution: Execution, ranks: Ranks
+) -> tuple[TrainState, Engine]:
+    """A run's state before its first image, the same weights on every rank, from the seed; and what moves it."""
     torch.manual_seed(settings.seed)
     model = build(description.networks, description.likelihood, description.shape).to(ranks.device)
-    everyone = players(model, settings.objective, settings.optimizers, ranks.wrap)
-    average = moving_average(everyone["autoencoder"].network, settings.average_half_life, settings.data.batch)
-    return TrainState(model, average, everyone, Progress())
+    engine = assemble(
+        model,
+        settings.objective,
+        settings.optimizers,
+        execution,
+        wrap=ranks.wrap,
+        agree=ranks.mean,
+        parts=settings.compute.accumulate,
+        recompute=settings.compute.recompute,
+    )
+    network = engine.players["autoencoder"].network
+    average = moving_average(network, settings.average_half_life, settings.data.batch)
+    return TrainState(model, average, engine.players, Progress()), engine
 
 
 def _averaged(state: TrainState) -> Autoencoder:

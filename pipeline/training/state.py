@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,16 @@ class Progress:
     evaluations_since_best: int = 0
 
 
+class Snapshot(NamedTuple):
+    """A state as it was at one moment, in memory of its own: it can be written while training goes on."""
+
+    images_seen: int
+    tensors: dict[str, Tensors]
+    """Name of a file -> its tensors, on the CPU."""
+    facts: dict[str, object]
+    """The rest, as JSON."""
+
+
 @dataclass(frozen=True)
 class TrainState:
     """Everything a checkpoint holds."""
@@ -45,6 +56,14 @@ class TrainState:
     def facts(self) -> dict[str, object]:
         """The rest, as JSON."""
         return asdict(self.progress) | {"averaged": int(self.average.n_averaged)}
+
+    def snapshot(self) -> Snapshot:
+        """A copy of all of it."""
+        copied = {
+            name: {key: value.to("cpu", copy=True) for key, value in tensors.items()}
+            for name, tensors in self.tensors().items()
+        }
+        return Snapshot(self.progress.images_seen, copied, self.facts())
 
     def restore(self, tensors: Mapping[str, Tensors], facts: Mapping[str, object]) -> None:
         """Take up where `tensors` and `facts` were taken."""

@@ -24,6 +24,7 @@ TINY: Tree = {
     "log_every": 64,
     "average_half_life": 500,
     "data": {"batch": 32},
+    "compute": {"precision": "fp32"},
     "networks": {"family": "mlp", "width": 16, "latent": 4, "norm": "none"},
     "objective": {"schedule": "joint", "likelihood": {"kind": "bernoulli"}},
     "optimizers": {"autoencoder": {"lr": 1e-3}, "discriminator": {"lr": 1e-3}},

@@ -34,7 +34,7 @@ def assert_same(one: Game, other: Game) -> None:
 
 
 def saved(played: Game, directory: Path, figures: dict[str, float] | None = None) -> Path:
-    return checkpoints.write(directory, played.state, played.description, figures or {})
+    return checkpoints.write(directory, played.state.snapshot(), played.description, figures or {})
 
 
 @pytest.mark.parametrize("schedule", ["plain", "joint"])
@@ -203,6 +203,7 @@ def test_a_write_that_fails_leaves_nothing_behind_and_ends_the_run_with_one_line
         f"could not write to {directory}: No space left on device; mend it and run the same command again",
     )
     assert sorted(path.name for path in directory.iterdir()) == [
+        "execution.json",
         "images-000000128",
         "images-000000256",
         "journal.jsonl",

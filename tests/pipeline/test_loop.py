@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.data.loader import Chance
 from pipeline.ranks import Ranks
 from pipeline.training import checkpoints
 from pipeline.training.health import first_not_finite
-from pipeline.training.loop import noise_at
 from tests.pipeline.small import Run, points, run, state_of, tiny, weights_of
 
 PLAIN = {"objective.schedule": "plain"}
@@ -290,12 +290,19 @@ def test_a_hasty_checkpoint_rule_is_warned_of_once(digits, tmp_path):
     assert warnings == ["checkpoints.every is 32 images, less than 2 s: saving and evaluating take more than training"]
 
 
-def test_the_noise_of_a_step_does_not_depend_on_how_many_share_it():
-    whole = noise_at(3, 640, 12, 5, slice(0, 12))
+def drawn(seed: int, position: int, share: slice = slice(0, 12)) -> list[torch.Tensor]:
+    noise, flips = Chance(seed, 12, 5, share, flip=True).at(position)
+    assert flips is not None
+    return [*noise, flips]
+
+
+def test_the_chance_of_a_step_does_not_depend_on_how_many_share_it():
+    whole = drawn(3, 640)
     for world in (2, 3, 4):
-        parts = [noise_at(3, 640, 12, 5, Ranks(rank, world).share(12)) for rank in range(world)]
-        assert torch.equal(torch.cat([part.posterior_BZ for part in parts]), whole.posterior_BZ)
-        assert torch.equal(torch.cat([part.prior_BZ for part in parts]), whole.prior_BZ)
-    for other in (noise_at(4, 640, 12, 5, slice(0, 12)), noise_at(3, 652, 12, 5, slice(0, 12))):
-        assert not torch.equal(other.posterior_BZ, whole.posterior_BZ)
-    assert not torch.equal(whole.posterior_BZ, whole.prior_BZ)
+        parts = [drawn(3, 640, Ranks(rank, world).share(12)) for rank in range(world)]
+        for name, *pieces in zip(whole, *parts, strict=True):
+            assert torch.equal(torch.cat(pieces), name)
+    for other in (drawn(4, 640), drawn(3, 652)):
+        for ours, theirs in zip(whole, other, strict=True):
+            assert not torch.equal(ours, theirs)
+    assert not torch.equal(whole[0], whole[1])

@@ -20,7 +20,7 @@ def made(home: Path, digits: str, name: str, figures: dict[int, float], metric: 
     for seen, figure in figures.items():
         played = game()
         played.state.progress.images_seen = seen
-        checkpoints.write(home / name, played.state, played.description, {metric: figure})
+        checkpoints.write(home / name, played.state.snapshot(), played.description, {metric: figure})
     return home / name
 
 
