@@ -32,7 +32,8 @@ TIMED = 10
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 EVERY_WAY = [
     Execution(precision=precision, channels_last=channels_last, compiled=compiled, captured=captured)
-    for precision, channels_last, compiled, captured in product(PRECISIONS, *3 * [(False, True)])
+    for precision in PRECISIONS
+    for channels_last, compiled, captured in product((False, True), repeat=3)
 ]
 
 Tell = Callable[[str], None]
