@@ -1,6 +1,7 @@
 """The `vaegan` command: one function a subcommand, heavy imports inside it."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,6 +86,14 @@ def sample(parsed: argparse.Namespace) -> None:
     sample_to(parsed.ref, parsed.home, parsed.out, parsed.count, parsed.seed, parsed.data)
 
 
+def profile(parsed: argparse.Namespace) -> None:
+    """Measure a step."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: its profiler talks of itself on stderr
+    from pipeline.profiling import profile as profile_step
+
+    profile_step(parsed.settings, parsed.set, parsed.steps, parsed.out)
+
+
 def tracking_sync(parsed: argparse.Namespace) -> None:
     """Send what still waits on disk."""
     from pipeline.tracking import sync
@@ -105,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tune(commands)
     _add_register(commands)
     _add_sample(commands)
+    _add_profile(commands)
     _add_tracking(commands)
     return parser
 
@@ -194,6 +204,25 @@ vaegan sample digits --data data/digits --out everything.png""",
     command.add_argument("--out", type=Path, required=True, help="PNG to write")
     command.add_argument("--data", help="a data set: adds reconstructions of held-out images and interpolations")
     _add_home(command)
+
+
+def _add_profile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _command(
+        commands,
+        "profile",
+        profile,
+        "show where the time of a training step goes, beside what the device could do",
+        """\
+vaegan profile digits
+vaegan profile larsen --set data.batch=256 --steps 50 --out larsen.json
+vaegan profile my_run.yaml --set data.path=data/photos""",
+    )
+    command.add_argument("settings", metavar="PRESET_OR_YAML", help="a preset's name, or a YAML file")
+    _add_set(command)
+    command.add_argument("--steps", type=int, help="steps to measure (default: what takes 5 s)")
+    command.add_argument(
+        "--out", type=Path, default=Path("trace.json"), help="trace to write, for Perfetto (default: trace.json)"
+    )
 
 
 def _add_tracking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
