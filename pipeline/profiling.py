@@ -4,34 +4,36 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C._autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEventAvg
-from torch.optim.swa_utils import AveragedModel
 from torch.profiler import ProfilerActivity, record_function
 
 from pipeline.data import manifest as manifests
-from pipeline.data.batches import Feed, Images, Order, shards_of
+from pipeline.data.batches import Ids
+from pipeline.data.loader import Source, feed_of
 from pipeline.errors import Mistake
+from pipeline.ranks import Ranks
 from pipeline.settings import Settings, load
-from pipeline.speed.ceiling import Ceilings, does_bf16_well, measure
+from pipeline.speed.ceiling import Ceilings, measure
 from pipeline.speed.energy import energy_of
 from pipeline.speed.figures import Stretch, speed
 from pipeline.speed.flops import Cost, step_cost
 from pipeline.speed.phases import PHASES, Phases
 from pipeline.table import print_table
-from pipeline.training.loop import noise_at
-from vaegan import build
-from vaegan.average import moving_average
+from pipeline.training.choice import precision_for
+from pipeline.training.stepper import Stepper
+from vaegan.execution import Execution, candidates, prepare
 from vaegan.networks.ports import Shape
-from vaegan.objective import players, turns, weights_at
-from vaegan.step import Batch, Noise, Players, Watch, step, unwatched
+from vaegan.objective import turns
+from vaegan.step import unwatched
 
 WARM_UP, TRACED, OPERATORS = 3, 2, 10
 """Steps before the measured ones, steps in the trace, operators in the table."""
@@ -54,9 +56,12 @@ def profile(source: str, overrides: Sequence[str], steps: int | None, out: Path)
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise Mistake(f"--out is {str(out)!r}; expected a file in a folder that can be written to")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    material = _material(settings)
+    prepare(device)
     ceilings = measure(device)
-    game = _game(settings, material, device, torch.bfloat16 if does_bf16_well(ceilings) else None)
+    way = candidates(device, precision_for(settings.compute.precision, ceilings), ranks=1)[
+        0
+    ]  # phases can be told apart
+    game = _game(settings, device, way)
     cost = _cost(game)
     _print_subject(game)
     figures = _measured(game, steps, cost, ceilings)
@@ -66,71 +71,57 @@ def profile(source: str, overrides: Sequence[str], steps: int | None, out: Path)
     print(f"\n{out}: trace of {TRACED} steps; open it at https://ui.perfetto.dev")
 
 
-class Material(NamedTuple):
-    """What the steps are fed with."""
+class Game(NamedTuple):
+    """A step that can be taken again and again, and what it is fed with."""
 
-    images_at: Callable[[int], Tensor]
-    """Position -> the batch there, (B, C, H, W) uint8."""
+    settings: Settings
+    device: torch.device
+    execution: Execution
+    stepper: Stepper
     shape: Shape
     source: str
 
 
-class Game(NamedTuple):
-    """A step that can be run again and again."""
+class RandomImages:
+    """Random images, for a data set that is not there."""
 
-    settings: Settings
-    device: torch.device
-    precision: torch.dtype | None
-    material: Material
-    players: Players
-    average: AveragedModel
+    def __init__(self, batch: int) -> None:
+        self._images = torch.randint(256, (RANDOM_IMAGES, *RANDOM_SHAPE), dtype=torch.uint8)
+        self._batch = batch
 
-    def play(self, number: int, watch: Watch) -> None:
-        """One step as the training loop takes it, with the moving average of its weights."""
-        settings, position = self.settings, number * self.settings.data.batch
-        with watch("data"):
-            batch = Batch(self.material.images_at(position).to(self.device).float() / 255)
-            share = slice(0, settings.data.batch)
-            drawn = noise_at(settings.seed, position, settings.data.batch, settings.networks.latent, share)
-            noise = Noise(*(values.to(self.device) for values in drawn))
-        weights = weights_at(settings.objective, position)
-        step(turns(settings.objective), self.players, batch, noise, weights, watch=watch)
-        with watch("update"):
-            self.average.update_parameters(self.players["autoencoder"].network)
+    def move_to(self, device: torch.device, most_bytes: int) -> None:
+        """See `pipeline.data.batches.Images`."""
+        self._images = self._images.to(device)
+
+    def at(self, position: int) -> tuple[Ids, Tensor]:
+        """See `pipeline.data.batches.Feed`."""
+        ids = np.arange(position, position + self._batch) % RANDOM_IMAGES
+        return ids, self._images[torch.from_numpy(ids).to(self._images.device)]
 
 
-def _material(settings: Settings) -> Material:
+def _game(settings: Settings, device: torch.device, execution: Execution) -> Game:
+    """Raises Mistake where the networks can't take the images."""
+    feed, shape, source = _feed(settings)
+    try:
+        stepper = Stepper(settings, feed, shape, execution, Ranks(device=device))
+    except ValueError as error:
+        raise Mistake(str(error)) from None
+    return Game(settings, device, execution, stepper, shape, source)
+
+
+def _feed(settings: Settings) -> tuple[Source, Shape, str]:
     """The data set of the settings; random images where it is not on this disk."""
     data = settings.data
     if "://" not in data.path and not Path(data.path).exists():
-        images = torch.randint(256, (RANDOM_IMAGES, *RANDOM_SHAPE), dtype=torch.uint8)
-        return Material(partial(_cyclic, images, data.batch), RANDOM_SHAPE, f"random: there is no {data.path}")
+        return RandomImages(data.batch), RANDOM_SHAPE, f"random: there is no {data.path}"
     manifest = manifests.load(data.path)
-    order = Order([shard.rows for shard in shards_of(manifest, "train")], settings.seed, data.window)
-    held = Images(data.path, manifest, "train", data.window, data.budget_mb)
-    feed = Feed(order, held, data.batch, slice(0, data.batch))
-    return Material(lambda position: feed.at(position)[1], manifest.shape, data.path)
-
-
-def _cyclic(images: Tensor, count: int, position: int) -> Tensor:
-    return images[torch.arange(position, position + count) % len(images)]
-
-
-def _game(settings: Settings, material: Material, device: torch.device, precision: torch.dtype | None) -> Game:
-    torch.manual_seed(settings.seed)
-    try:
-        model = build(settings.networks, settings.objective.likelihood, material.shape).to(device)
-    except ValueError as error:
-        raise Mistake(str(error)) from None
-    everyone = players(model, settings.objective, settings.optimizers, precision=precision)
-    average = moving_average(everyone["autoencoder"].network, settings.average_half_life, settings.data.batch)
-    return Game(settings, device, precision, material, everyone, average)
+    return feed_of(settings, manifest, Ranks()), manifest.shape, data.path
 
 
 def _cost(game: Game) -> Cost:
     """Of an image. Raises Mistake where networks and objective do not fit each other."""
     try:
-        return step_cost(partial(game.play, 0, unwatched)).over(game.settings.data.batch)
+        return step_cost(partial(game.stepper.step, unwatched)).over(game.settings.data.batch)
     except ValueError as error:
         raise Mistake(str(error)) from None
 
@@ -138,21 +129,21 @@ def _cost(game: Game) -> Cost:
 def _measured(game: Game, steps: int | None, cost: Cost, ceilings: Ceilings) -> dict[str, float]:
     """The figures of so many steps, after a few that warm up."""
     phases, energy = Phases(game.device), energy_of(game.device)
-    warming_s = _seconds(game, range(WARM_UP), phases)
+    warming_s = _seconds(game, WARM_UP, phases)
     steps = steps or max(FEWEST, round(ENOUGH_S * WARM_UP / warming_s))
     phases.read(), energy.read()
     if game.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(game.device)  # the copy that was measured took more
-    took_s = _seconds(game, range(WARM_UP, WARM_UP + steps), phases)
+    took_s = _seconds(game, steps, phases)
     stretch = Stretch(steps, steps * game.settings.data.batch, took_s, phases.read(), joules=energy.read())
-    return speed(stretch, cost, ceilings, game.precision)
+    return speed(stretch, cost, ceilings, game.execution.dtype)
 
 
-def _seconds(game: Game, numbers: range, phases: Phases) -> float:
-    """That these steps take, until the device is done with them."""
+def _seconds(game: Game, steps: int, phases: Phases) -> float:
+    """That so many steps take, until the device is done with them."""
     start = time.perf_counter()
-    for number in numbers:
-        game.play(number, phases)
+    for _ in range(steps):
+        game.stepper.step(phases)
     if game.device.type == "cuda":
         torch.cuda.synchronize(game.device)
     return time.perf_counter() - start
@@ -163,8 +154,8 @@ def _traced(game: Game, out: Path) -> list[FunctionEventAvg]:
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if game.device.type == "cuda" else [])]
     plan = torch.profiler.schedule(wait=0, warmup=1, active=TRACED, repeat=1)
     with torch.profiler.profile(activities=kinds, schedule=plan, acc_events=True) as profiler:
-        for number in range(1 + TRACED):
-            game.play(number, record_function)
+        for _ in range(1 + TRACED):
+            game.stepper.step(record_function)
             profiler.step()
     profiler.export_chrome_trace(str(out))
     averages = profiler.key_averages()
@@ -173,21 +164,21 @@ def _traced(game: Game, out: Path) -> list[FunctionEventAvg]:
 
 def _print_subject(game: Game) -> None:
     settings, device = game.settings, game.device
-    owners = [game.players[name].network for name in ("autoencoder", "discriminator")]
+    owners = [game.stepper.state.players[name].network for name in ("autoencoder", "discriminator")]
     weights = sum(weight.numel() for owner in owners for weight in owner.parameters())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    shape = " x ".join(map(str, game.material.shape))
+    shape = " x ".join(map(str, game.shape))
     print(f"preset     {settings.name}: {settings.networks.family}, {weights / 1e6:.2f} M weights")
     print(f"schedule   {' -> '.join(turn.name for turn in turns(settings.objective))}")
     print(f"device     {name}, torch {torch.__version__}")
-    print(f"precision  {_name(game.precision)}")
-    print(f"batch      {settings.data.batch} images of {shape}, {game.material.source}")
+    print(f"precision  {_name(game.execution.dtype)}")
+    print(f"batch      {settings.data.batch} images of {shape}, {game.source}")
 
 
 def _print_speed(figures: Mapping[str, float], ceilings: Ceilings, game: Game) -> None:
     figure = {name.removeprefix("speed/"): value for name, value in figures.items()}
-    flop, copied = ceilings.flop_per_s(game.precision), ceilings.copy_bytes_per_s
-    product = f"{figure['share_of_matmul_ceiling']:.1%} of a {_name(game.precision)} matmul's {flop / 1e9:,.0f}"
+    flop, copied = ceilings.flop_per_s(game.execution.dtype), ceilings.copy_bytes_per_s
+    product = f"{figure['share_of_matmul_ceiling']:.1%} of a {_name(game.execution.dtype)} matmul's {flop / 1e9:,.0f}"
     copy = f"{figure['share_of_copy_ceiling']:.1%} of a copy's {copied / 1e9:,.1f}, were nothing fused or cached"
     peak, whose = _peak_bytes(game.device)
     rows = [

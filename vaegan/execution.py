@@ -35,6 +35,11 @@ class Execution:
     captured: bool = False
     """The whole step as one CUDA graph; for one process."""
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What layers compute in; None is that of the weights."""
+        return torch.bfloat16 if self.precision == "bf16" else None
+
 
 def candidates(device: torch.device, precision: Precision, ranks: int) -> tuple[Execution, ...]:
     """The ways worth measuring on a device, the safest first; a single one where there is nothing to choose.
@@ -162,6 +167,5 @@ def assemble(
             learner.compile(dynamic=False)
         return wrap(learner)
 
-    precision = torch.bfloat16 if execution.precision == "bf16" else None
-    everyone = players(model, objective, optimizers, wrapped, precision)
+    everyone = players(model, objective, optimizers, wrapped, execution.dtype)
     return Engine(turns(objective), everyone, execution, agree, parts)

@@ -3,13 +3,15 @@
 Weights, gradients, optimiser states and losses keep their precision; only what passes between the layers is lowered.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
 
-def lowered(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+def lowered(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
     """A context in which layers compute in `dtype`; None leaves them as they are."""
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def raised(tensor: Tensor) -> Tensor:

@@ -5,13 +5,32 @@ takes its share, so that the number of ranks does not matter. B a rank's share, 
 """
 
 import hashlib
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from pipeline.data.batches import Feed, Ids
+from pipeline.data.batches import Feed, Ids, Images, Order, shards_of
+from pipeline.data.manifest import Manifest
+from pipeline.ranks import Ranks
+from pipeline.settings import Settings
 from vaegan.step import Batch, Noise
+
+
+class Source(Protocol):
+    """Where a loader's images come from: `pipeline.data.batches.Feed` says what its methods do."""
+
+    def at(self, position: int) -> tuple[Ids, Tensor]: ...
+
+    def move_to(self, device: torch.device, most_bytes: int) -> None: ...
+
+
+def feed_of(settings: Settings, manifest: Manifest, ranks: Ranks) -> Feed:
+    """The training images of a run, a rank's share of them. Raises Mistake."""
+    data = settings.data
+    images = Images(data.path, manifest, "train", data.window, data.budget_mb)
+    order = Order([shard.rows for shard in shards_of(manifest, "train")], settings.seed, data.window)
+    return Feed(order, images, data.batch, ranks.share(data.batch))
 
 
 class Drawn(NamedTuple):
@@ -63,7 +82,7 @@ class Loader:
     lies on the device where it takes no more than a quarter of the free memory.
     """
 
-    def __init__(self, feed: Feed, chance: Chance, device: torch.device) -> None:
+    def __init__(self, feed: Source, chance: Chance, device: torch.device) -> None:
         self._feed = feed
         self._chance = chance
         self._device = device

@@ -36,16 +36,17 @@ def speed(
     the backward, `share_communication_hidden`, is not in the sum.
     """
     own_images_per_s = stretch.images / ranks / stretch.seconds
-    flop_per_s, bytes_per_s = per_image.flop * own_images_per_s, per_image.bytes * own_images_per_s
+    flop_per_s = per_image.flop * own_images_per_s
     figures = {
         "images_per_s": stretch.images / stretch.seconds,
         "step_s": stretch.seconds / stretch.steps,
         "flop_per_image": float(per_image.flop),
         "flop_per_s": flop_per_s,
-        "bytes_per_s": bytes_per_s,
         "share_of_matmul_ceiling": flop_per_s / ceilings.flop_per_s(precision),
-        "share_of_copy_ceiling": bytes_per_s / ceilings.copy_bytes_per_s,
     }
+    if per_image.bytes is not None:
+        figures["bytes_per_s"] = per_image.bytes * own_images_per_s
+        figures["share_of_copy_ceiling"] = figures["bytes_per_s"] / ceilings.copy_bytes_per_s
     figures |= _shares(stretch)
     if ranks > 1:
         figures["share_communication_hidden"] = (stretch.sent.seconds - stretch.sent.exposed) / stretch.seconds

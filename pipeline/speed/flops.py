@@ -9,18 +9,51 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from vaegan import build, config
+from vaegan.networks.ports import Shape
+from vaegan.objective import players, turns
+from vaegan.step import Batch, Noise, step
+
+COUNTED = 2
+"""Images of a step whose operations are counted."""
+
+
+def flop_per_image(networks: config.Networks, objective: config.Objective, shape: Shape) -> float:
+    """Floating point operations of a training step, forward and backward, counted without computing any of them.
+
+    What is computed again to save memory is not work of the model's, and does not count.
+    """
+    with torch.device("meta"):
+        everyone = players(build(networks, objective.likelihood, shape), objective, config.Optimizers())
+        still = {name: player._replace(optimizer=_Still(player.network)) for name, player in everyone.items()}
+        batch, noise = Batch(torch.empty(COUNTED, *shape)), Noise(*torch.empty(2, COUNTED, networks.latent))
+    weights = dict.fromkeys(("kl", "adversarial"), torch.ones(()))
+    with FlopCounterMode(display=False) as counter:
+        step(turns(objective), still, batch, noise, weights)
+    return float(counter.get_total_flops() / COUNTED)
+
+
+class _Still(torch.optim.Optimizer):
+    """Moves nothing."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__(network.parameters(), {"lr": 0.0, "initial_lr": 0.0})
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        pass
+
 
 class Cost(NamedTuple):
     """Of one step, or of one image."""
 
     flop: float
     """Floating point operations of matrix products and convolutions, forward and backward; a multiply-add is two."""
-    bytes: float
+    bytes: float | None = None
     """That operators read and write, each by itself: with no cache and nothing fused, the memory's traffic."""
 
     def over(self, images: int) -> "Cost":
         """Each image's part."""
-        return Cost(self.flop / images, self.bytes / images)
+        return Cost(self.flop / images, None if self.bytes is None else self.bytes / images)
 
 
 def step_cost(run: Callable[[], object]) -> Cost:

@@ -3,9 +3,8 @@
 Every decision that ends or branches a run is made on figures agreed over the ranks, so all take it together.
 """
 
-import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -16,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.data import manifest as manifests
-from pipeline.data.batches import Feed, Ids, Images, Order, first_images, shards_of
-from pipeline.data.loader import Chance, Loader
+from pipeline.data.batches import Feed, first_images
+from pipeline.data.loader import feed_of
 from pipeline.errors import Mistake
 from pipeline.evaluation import pictures
 from pipeline.evaluation.figures import Evaluator
@@ -25,15 +24,17 @@ from pipeline.ranks import Ranks
 from pipeline.rundir import PICTURES, Journal
 from pipeline.settings import BETTER, Settings
 from pipeline.speed.ceiling import measure
+from pipeline.speed.figures import Stretch
+from pipeline.speed.flops import flop_per_image
+from pipeline.speed.meter import Account, Meter
 from pipeline.training import checkpoints
 from pipeline.training.background import Background
 from pipeline.training.checkpoints import Description
 from pipeline.training.choice import chosen
 from pipeline.training.health import first_not_finite, not_finite
-from pipeline.training.state import Progress, Snapshot, TrainState
-from vaegan import Autoencoder, build
-from vaegan.average import moving_average
-from vaegan.execution import Engine, Execution, assemble
+from pipeline.training.state import Snapshot, TrainState
+from pipeline.training.stepper import Stepper
+from vaegan import Autoencoder
 from vaegan.networks.ports import Shape
 from vaegan.objective import weights_at
 
@@ -86,14 +87,13 @@ class Loop:
         self._description = Description(
             networks=settings.networks, likelihood=settings.objective.likelihood, shape=shape
         )
-        self._ceilings = measure(ranks.device) if ranks.first else None
-        execution = chosen(settings, directory, shape, ranks, self._ceilings, self._note_at_start)
-        self._state, self._engine = _fresh_state(settings, self._description, execution, ranks)
-        batch = settings.data.batch
-        chance = Chance(settings.seed, batch, settings.networks.latent, ranks.share(batch), flip=settings.data.flip)
-        self._loader = Loader(feed, chance, ranks.device)
+        ceilings = measure(ranks.device) if ranks.first else None
+        execution = chosen(settings, directory, shape, ranks, ceilings, self._note_at_start)
+        self._stepper = Stepper(settings, feed, shape, execution, ranks)
+        self._state = self._stepper.state
+        self._meter = Meter(ranks.device, ranks.world, self._stepper.communication)
+        self._account = None if ceilings is None else Account(ceilings, execution.dtype, ranks.world, self._flop)
         self._logged: list[Tensor] = []
-        self._since = time.monotonic()
         self._writer = Background()
         self._unreported: dict[str, float] | None = None
         self._saved_at: float | None = None
@@ -108,34 +108,25 @@ class Loop:
         self._resume()
         progress, settings = self._state.progress, self._settings
         ending = self._finished()
-        self._since = time.monotonic()
+        self._meter.begin()
         while ending is None:
             before = progress.images_seen
-            self._step()
+            self._logged.append(self._stepper.step(self._meter.phases))
             last = progress.images_seen >= settings.stop.images
             save = last or _crossed(before, progress.images_seen, settings.checkpoints.every)
             if save or _crossed(before, progress.images_seen, settings.log_every):
                 ending = self._log()
                 if ending is None and (save or self._out_of_time()):
                     ending = self._checkpoint() or self._finished()
-                self._since = time.monotonic()
+                self._meter.begin()
         return self._settled() or ending
-
-    def _step(self) -> None:
-        progress, settings = self._state.progress, self._settings
-        position = progress.images_seen
-        ids, batch, noise = self._loader.at(position)
-        self._logged.append(self._engine(batch, noise, weights_at(settings.objective, position)))
-        self._state.average.update_parameters(self._state.players["autoencoder"].network)
-        progress.images_seen += settings.data.batch
-        progress.order_digest = _chained(progress.order_digest, ids)
-        self._loader.prepare(progress.images_seen)
 
     def _log(self) -> Ending | None:
         """Average the terms since the last time over steps and ranks; end the run if one is not finite."""
-        progress, settings, names = self._state.progress, self._settings, self._engine.names
-        means_ST = self._ranks.mean(torch.stack(self._logged).double()).cpu()
-        seconds = time.monotonic() - self._since
+        progress, settings, names = self._state.progress, self._settings, self._stepper.names
+        with self._meter.phases("wait"):
+            means_ST = self._ranks.mean(torch.stack(self._logged).double()).cpu()
+        stretch = self._meter.read(len(means_ST), len(means_ST) * settings.data.batch)
         bad = first_not_finite(names, means_ST)
         if bad is not None:
             after = (len(means_ST) - bad[0] - 1) * settings.data.batch
@@ -143,17 +134,19 @@ class Loop:
         values = {f"train/{name}": float(mean) for name, mean in zip(names, means_ST.mean(0), strict=True)}
         weights = weights_at(settings.objective, progress.images_seen)
         values |= {"schedule/beta": float(weights["kl"]), "schedule/lambda": float(weights["adversarial"])}
-        values["speed/images_per_s"] = len(means_ST) * settings.data.batch / seconds
-        progress.seconds += seconds
+        progress.seconds += stretch.seconds
         self._logged = []
-        failed = self._failed(partial(self._write_metrics, progress.images_seen, values))
+        failed = self._failed(partial(self._write_point, values, stretch))
         if failed is None and not self._ranks.any(self._writer.busy):
             failed = self._settled()
         return failed
 
-    def _write_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        assert self._journal is not None
-        self._journal.metrics(step, values)
+    def _write_point(self, values: dict[str, float], stretch: Stretch) -> None:
+        assert self._journal is not None and self._account is not None
+        self._journal.metrics(self._state.progress.images_seen, values | self._account.figures(stretch))
+
+    def _flop(self) -> float:
+        return flop_per_image(self._settings.networks, self._settings.objective, self._description.shape)
 
     def _checkpoint(self) -> Ending | None:
         """Evaluate the averaged model, and start to save."""
@@ -291,35 +284,7 @@ def _material(settings: Settings, ranks: Ranks) -> Material:
         evaluator = Evaluator(held_out, evaluation.samples, settings.seed, ranks)
     except ValueError as error:
         raise Mistake(f"data.path {data.path!r}: {error}") from None
-    return Material(_feed(settings, manifest, ranks), held_out, evaluator, manifest.shape)
-
-
-def _feed(settings: Settings, manifest: manifests.Manifest, ranks: Ranks) -> Feed:
-    data = settings.data
-    images = Images(data.path, manifest, "train", data.window, data.budget_mb)
-    order = Order([shard.rows for shard in shards_of(manifest, "train")], settings.seed, data.window)
-    return Feed(order, images, data.batch, ranks.share(data.batch))
-
-
-def _fresh_state(
-    settings: Settings, description: Description, execution: Execution, ranks: Ranks
-) -> tuple[TrainState, Engine]:
-    """A run's state before its first image, the same weights on every rank, from the seed; and what moves it."""
-    torch.manual_seed(settings.seed)
-    model = build(description.networks, description.likelihood, description.shape).to(ranks.device)
-    engine = assemble(
-        model,
-        settings.objective,
-        settings.optimizers,
-        execution,
-        wrap=ranks.wrap,
-        agree=ranks.mean,
-        parts=settings.compute.accumulate,
-        recompute=settings.compute.recompute,
-    )
-    network = engine.players["autoencoder"].network
-    average = moving_average(network, settings.average_half_life, settings.data.batch)
-    return TrainState(model, average, engine.players, Progress()), engine
+    return Material(feed_of(settings, manifest, ranks), held_out, evaluator, manifest.shape)
 
 
 def _averaged(state: TrainState) -> Autoencoder:
@@ -331,7 +296,3 @@ def _averaged(state: TrainState) -> Autoencoder:
 def _crossed(before: int, after: int, every: int) -> bool:
     """Whether a multiple of `every` lies in (before, after]."""
     return before // every != after // every
-
-
-def _chained(digest: str, ids: Ids) -> str:
-    return hashlib.sha256(digest.encode() + ids.tobytes()).hexdigest()

@@ -1,0 +1,72 @@
+"""What one rank needs to take steps: a state, an engine that moves it, a loader that feeds it. T terms.
+
+The training loop and `vaegan profile` take the same steps.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from pipeline.data.batches import Ids
+from pipeline.data.loader import Chance, Loader, Source
+from pipeline.ranks import Ranks
+from pipeline.settings import Settings
+from pipeline.speed.communication import Communication
+from pipeline.training.state import Progress, TrainState
+from vaegan import build
+from vaegan.average import moving_average
+from vaegan.execution import Execution, assemble
+from vaegan.networks.ports import Shape
+from vaegan.objective import weights_at
+from vaegan.step import Watch
+
+
+class Stepper:
+    """Steps of a run. Its state before the first image is the same on every rank: it follows from the seed."""
+
+    def __init__(self, settings: Settings, feed: Source, shape: Shape, execution: Execution, ranks: Ranks) -> None:
+        """Raises ValueError where the networks can't take images of that shape."""
+        compute, data = settings.compute, settings.data
+        self.communication = Communication(ranks.device, compressed=compute.gradients == "bf16")
+        torch.manual_seed(settings.seed)
+        model = build(settings.networks, settings.objective.likelihood, shape).to(ranks.device)
+        self._engine = assemble(
+            model,
+            settings.objective,
+            settings.optimizers,
+            execution,
+            wrap=lambda learner: self.communication.watched(ranks.wrap(learner)),
+            agree=ranks.mean,
+            parts=compute.accumulate,
+            recompute=compute.recompute,
+        )
+        players = self._engine.players
+        average = moving_average(players["autoencoder"].network, settings.average_half_life, data.batch)
+        self.state = TrainState(model, average, players, Progress())
+        self._settings = settings
+        chance = Chance(settings.seed, data.batch, settings.networks.latent, ranks.share(data.batch), flip=data.flip)
+        self._loader = Loader(feed, chance, ranks.device)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the terms, `turn/term`, once a step has been taken."""
+        return self._engine.names
+
+    def step(self, watch: Watch) -> Tensor:
+        """The next global batch, this rank's share of it. Returns the mean of each term, (T,), on the device."""
+        progress, settings = self.state.progress, self._settings
+        with watch("data"):
+            ids, batch, noise = self._loader.at(progress.images_seen)
+        means = self._engine(batch, noise, weights_at(settings.objective, progress.images_seen), watch)
+        with watch("update"):
+            self.state.average.update_parameters(self.state.players["autoencoder"].network)
+        progress.images_seen += settings.data.batch
+        progress.order_digest = _chained(progress.order_digest, ids)
+        with watch("data"):
+            self._loader.prepare(progress.images_seen)
+        return means
+
+
+def _chained(digest: str, ids: Ids) -> str:
+    return hashlib.sha256(digest.encode() + ids.tobytes()).hexdigest()
