@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-BUDGET_S = 0.3
+BUDGET_S = 0.2
 """For each of the three measurements, warm-up apart."""
-PRODUCT_S = 0.02
+PRODUCT_S = 0.01
 """Products grow until one takes so long, or until they are as large as they may be."""
 LARGEST_SIDE = {"cpu": 2048, "cuda": 8192}
 COPIED_BYTES = {"cpu": 2**26, "cuda": 2**29}
