@@ -227,7 +227,8 @@ def _averaging(learner: nn.Module, now: bool) -> AbstractContextManager[object]:
 def _set_rate(optimizer: torch.optim.Optimizer, pace: Tensor) -> None:
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
-            group["lr"].copy_(group["initial_lr"] * pace)  # in place: a captured graph reads it there
+            # in place: a captured graph reads it there
+            group["lr"].copy_(group["initial_lr"] * pace, non_blocking=True)
         else:
             group["lr"] = group["initial_lr"] * float(pace)
 

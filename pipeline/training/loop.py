@@ -154,7 +154,7 @@ class Loop:
         if failed is not None:
             return failed
         progress, settings = self._state.progress, self._settings
-        ruined = not_finite({"model": self._state.model, "average": self._state.average})
+        ruined = not_finite({"model": self._state.model, "average": self._state.average.module})
         if self._ranks.any(bool(ruined)):  # the last update; its loss would show it one step later
             return self._diverged(progress.images_seen, f"a weight of the {ruined or 'model'}")
         figures = self._evaluator.figures(_averaged(self._state))

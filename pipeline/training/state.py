@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from vaegan import VAEGAN
+from vaegan.average import MovingAverage
 from vaegan.step import Player
 
 Tensors = dict[str, Tensor]
@@ -43,7 +43,7 @@ class TrainState:
     """Everything a checkpoint holds."""
 
     model: VAEGAN
-    average: AveragedModel
+    average: MovingAverage
     """Of the autoencoder."""
     players: Mapping[str, Player]
     progress: Progress
@@ -55,7 +55,7 @@ class TrainState:
 
     def facts(self) -> dict[str, object]:
         """The rest, as JSON."""
-        return asdict(self.progress) | {"averaged": int(self.average.n_averaged)}
+        return asdict(self.progress) | {"averaged": self.average.n_averaged}
 
     def snapshot(self) -> Snapshot:
         """A copy of all of it."""
@@ -71,7 +71,7 @@ class TrainState:
         self.average.module.load_state_dict(tensors["average"])
         for name, player in self.players.items():
             _restore(player.optimizer, tensors[f"optimizer-{name}"])
-        self.average.n_averaged.fill_(int(str(facts["averaged"])))
+        self.average.n_averaged = int(str(facts["averaged"]))
         for name in asdict(self.progress):
             setattr(self.progress, name, facts[name])
 

@@ -60,7 +60,7 @@ class Stepper:
             ids, batch, noise = self._loader.at(progress.images_seen)
         means = self._engine(batch, noise, weights_at(settings.objective, progress.images_seen), watch)
         with watch("update"):
-            self.state.average.update_parameters(self.state.players["autoencoder"].network)
+            self.state.average.update()
         progress.images_seen += settings.data.batch
         progress.order_digest = _chained(progress.order_digest, ids)
         with watch("data"):

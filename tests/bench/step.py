@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             of_pythae = spread(ratios(rates, found["pythae"]), ".2f")
             of_bare = spread(ratios(rates, found[f"{name} {precision} bare"]), ".3f")
             rows.append([name, precision, spread(rates), of_pythae, of_bare, PASSES[name]])
-    title = f"A step of {BATCH} images, {THREADS} threads (targets: 2.4 times pythae, 1.9 in fp32; 0.95 of the bare loop)"
+    title = (
+        f"A step of {BATCH} images, {THREADS} threads (targets: 2.4 times pythae, 1.9 in fp32; 0.95 of the bare loop)"
+    )
     table(title, ["schedule", "", "images/s", "times pythae", "of the bare loop", "turns, passes"], rows)
 
 
@@ -64,8 +66,7 @@ def ours(objective: config.Objective, execution: Execution, images: Tensor) -> C
     """A step of the training loop, without files or Ray."""
     model = _model()
     engine = assemble(model, objective, config.Optimizers(), execution)
-    network = engine.players["autoencoder"].network
-    average = moving_average(network, 20_000, BATCH)
+    average = moving_average(engine.players["autoencoder"].network, 20_000, BATCH)
     generator = torch.Generator()
     seen = 0
 
@@ -74,7 +75,7 @@ def ours(objective: config.Objective, execution: Execution, images: Tensor) -> C
         rows = torch.arange(seen, seen + BATCH) % len(images)
         noise = Noise(*torch.randn(2, BATCH, SMALL.latent, generator=generator.manual_seed(seen)))
         engine(Batch(images[rows].float() / 255), noise, weights_at(objective, seen))
-        average.update_parameters(network)
+        average.update()
         seen += BATCH
 
     return step

@@ -123,7 +123,7 @@ class Game(NamedTuple):
             noise = Noise(*torch.randn(2, 6, 3, generator=drawn))
             weights = weights_at(self.objective, progress.images_seen)
             step(turns(self.objective), self.state.players, batch, noise, weights)
-            self.state.average.update_parameters(self.state.players["autoencoder"].network)
+            self.state.average.update()
             progress.images_seen += 6
 
 

@@ -106,13 +106,12 @@ def test_every_candidate_descends(execution: Execution, objective: config.Object
 @both_optimizers
 def test_no_step_waits_for_the_device(objective: config.Objective, optimizers: config.Optimizers) -> None:
     _, take = engine("cuda", objective, Execution(precision="bf16", channels_last=True), optimizers)
-    network = take.players["autoencoder"].network
-    average = moving_average(network, 1000, 6)
+    average = moving_average(take.players["autoencoder"].network, 1000, 6)
     inputs = [moved(number, "cuda") for number in range(4)]
 
     def step(number: int) -> None:
         take(*inputs[number], weights_at(objective, 6 * number))
-        average.update_parameters(network)
+        average.update()
 
     step(0)
     torch.cuda.set_sync_debug_mode("error")
