@@ -26,6 +26,7 @@ from pipeline.settings import BETTER, Settings
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import Description
 from pipeline.training.health import first_not_finite, not_finite
+from pipeline.training.start import Start
 from pipeline.training.state import Progress, TrainState
 from vaegan import Autoencoder, build
 from vaegan.average import moving_average
@@ -44,7 +45,7 @@ class Ending(NamedTuple):
     why: str
 
 
-def train(settings: Settings, directory: Path, ranks: Ranks, report: Report) -> Ending:
+def train(settings: Settings, directory: Path, ranks: Ranks, report: Report, start: Start | None = None) -> Ending:
     """Train, from the newest whole checkpoint of the run where there is one, until a stop rule holds.
 
     A Mistake that shows at the start, such as damaged data, ends the run on every rank; a later one is raised.
@@ -56,7 +57,9 @@ def train(settings: Settings, directory: Path, ranks: Ranks, report: Report) -> 
         trouble = str(mistake)
     if ranks.any(material is None) or material is None:  # before DDP is built: that is a collective too
         return Ending("mistake", trouble or "another worker could not read the data; its log says why")
-    return Loop(settings, directory, ranks, report, material).run()
+    start = start or Start(time.time())
+    start.lap("data")
+    return Loop(settings, directory, ranks, report, material, start).run()
 
 
 def noise_at(seed: int, position: int, batch: int, latent: int, share: slice) -> Noise:
@@ -80,7 +83,9 @@ class Material(NamedTuple):
 class Loop:
     """One run on one rank."""
 
-    def __init__(self, settings: Settings, directory: Path, ranks: Ranks, report: Report, material: "Material") -> None:
+    def __init__(
+        self, settings: Settings, directory: Path, ranks: Ranks, report: Report, material: "Material", start: Start
+    ) -> None:
         self._settings = settings
         self._directory = directory
         self._ranks = ranks
@@ -97,6 +102,7 @@ class Loop:
         self._interval_s = 0.0
         self._saved_at: float | None = None
         self._warned = False
+        self._start = start
 
     def run(self) -> Ending:
         """Until the end."""
@@ -106,6 +112,7 @@ class Loop:
         while ending is None:
             before = progress.images_seen
             self._step()
+            self._start.lap("first_step")
             last = progress.images_seen >= settings.stop.images
             save = last or _crossed(before, progress.images_seen, settings.checkpoints.every)
             if save or _crossed(before, progress.images_seen, settings.log_every):
@@ -149,6 +156,7 @@ class Loop:
         weights = weights_at(settings.objective, progress.images_seen)
         values |= {"schedule/beta": float(weights["kl"]), "schedule/lambda": float(weights["adversarial"])}
         values["speed/images_per_s"] = len(means_ST) * settings.data.batch / self._interval_s
+        values |= self._start.points()
         progress.seconds += self._interval_s
         self._logged, self._interval_s = [], 0.0
         return self._failed(partial(self._write_metrics, values))
