@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def data_prepare(parsed: argparse.Namespace) -> None:
 
 def train(parsed: argparse.Namespace) -> None:
     """Train one run."""
+    began = time.time()
     from pipeline.settings import load
 
     settings = load(parsed.settings, parsed.set)
@@ -61,8 +63,9 @@ def train(parsed: argparse.Namespace) -> None:
         dry_run(settings)
         return
     from pipeline.training.session import train_one
+    from pipeline.training.start import Start
 
-    train_one(settings)
+    train_one(settings, Start(began))
 
 
 def tune_run(parsed: argparse.Namespace) -> None:

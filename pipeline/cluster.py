@@ -1,12 +1,14 @@
 """The Ray cluster: joined or started, and asked what it can hold before anything is launched."""
 
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import floor, inf
 
 import ray
+from ray._private.services import get_ray_address_from_environment
 from ray.autoscaler.sdk import request_resources
 from ray.util.state import list_actors
 from ray.util.state.exception import RayStateApiException
@@ -30,18 +32,36 @@ def cluster() -> Iterator[bool]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how late an ending is noticed
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     named = os.environ.get("RAY_ADDRESS")
-    try:
-        ray.init(address="auto", **quiet)
-        own = False
-    except (ConnectionError, SystemExit):  # Ray exits where the file of a cluster that died still names it
-        if named:
-            raise Mistake(f"RAY_ADDRESS is {named!r}: no Ray cluster answers there; start it, or unset it") from None
+    own = not named and not one_runs_here()
+    if not own:
+        try:
+            ray.init(address="auto", **quiet)
+        except (ConnectionError, SystemExit):  # Ray exits where what answers at the address is no cluster
+            if named:
+                raise Mistake(
+                    f"RAY_ADDRESS is {named!r}: no Ray cluster answers there; start it, or unset it"
+                ) from None
+            own = True
+    if own:  # one host, which nobody takes away with notice
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(address="local", **quiet)
-        own = True
     try:
         yield own
     finally:
         ray.shutdown()
+
+
+def one_runs_here() -> bool:
+    """Whether a cluster answers where Ray would look for one.
+
+    Ray itself asks the address that a dead one has left behind for more than a minute.
+    """
+    try:
+        host, _, port = get_ray_address_from_environment("auto", None).rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:  # a ConnectionError too: Ray knows no address
+        return False
+    return True
 
 
 def require_state_api() -> None:

@@ -63,6 +63,16 @@ def test_vaegan_config_loads_no_torch() -> None:
     assert told.stdout.split() == ["False", "True"]
 
 
+def test_help_loads_nothing_heavy() -> None:
+    heavy = {"torch", "ray", "mlflow", "pyarrow", "numpy", "pandas", "pydantic", "ruamel"}
+    script = "import atexit, sys; atexit.register(lambda: print(sorted({m.partition('.')[0] for m in sys.modules})))"
+    script += "; from pipeline.cli import main; main(['--help'])"
+    told = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(told.stdout.splitlines()[-1]))
+    assert "pipeline" in loaded and "usage: vaegan" in told.stdout
+    assert loaded & heavy == set()
+
+
 def test_nothing_of_ours_pickles() -> None:
     assert [found for found in imports("vaegan", "pipeline") if top(found[1]) in PICKLES] == []
 

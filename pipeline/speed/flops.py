@@ -19,14 +19,16 @@ COUNTED = 2
 
 
 def flop_per_image(networks: config.Networks, objective: config.Objective, shape: Shape) -> float:
-    """Floating point operations of a training step, forward and backward, counted without computing any of them.
+    """Floating point operations of a training step, forward and backward, counted in a step of two blank images.
 
     What is computed again to save memory is not work of the model's, and does not count.
     """
     with torch.device("meta"):
-        everyone = players(build(networks, objective.likelihood, shape), objective, config.Optimizers())
-        still = {name: player._replace(optimizer=_Still(player.network)) for name, player in everyone.items()}
-        batch, noise = Batch(torch.empty(COUNTED, *shape)), Noise(*torch.empty(2, COUNTED, networks.latent))
+        model = build(networks, objective.likelihood, shape)
+    model.to_empty(device="cpu")  # steps on meta would import torch's compiler, which takes seconds
+    everyone = players(model, objective, config.Optimizers())
+    still = {name: player._replace(optimizer=_Still(player.network)) for name, player in everyone.items()}
+    batch, noise = Batch(torch.empty(COUNTED, *shape)), Noise(*torch.empty(2, COUNTED, networks.latent))
     weights = dict.fromkeys(("kl", "adversarial"), torch.ones(()))
     with FlopCounterMode(display=False) as counter:
         step(turns(objective), still, batch, noise, weights)

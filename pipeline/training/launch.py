@@ -21,6 +21,7 @@ from pipeline.settings import Settings, dump, identity
 from pipeline.tracking import store_uri
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import Checkpoint
+from pipeline.training.start import Start
 from pipeline.training.worker import run_worker
 from vaegan import build
 
@@ -71,12 +72,16 @@ def tags() -> dict[str, str]:
     return lineage(ray.get_runtime_context().get_job_id())
 
 
-def run(settings: Settings, directory: Path, callbacks: Sequence[object] = ()) -> Outcome:
+def run(settings: Settings, directory: Path, start: Start, callbacks: Sequence[object] = ()) -> Outcome:
     """Train on the cluster until the run ends. Raises Mistake or Failure where it ends badly."""
     settings = replace(settings, data=replace(settings.data, path=manifests.absolute(settings.data.path)))
     trainer = TorchTrainer(
         run_worker,
-        train_loop_config={"settings": dump(settings), "directory": str(directory)},
+        train_loop_config={
+            "settings": dump(settings),
+            "directory": str(directory),
+            "start": {"since": start.since, "seconds": start.seconds},
+        },
         scaling_config=_scaling(settings),
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         run_config=ray.train.RunConfig(
@@ -129,7 +134,10 @@ def _require_fitting_networks(settings: Settings, manifest: Manifest) -> None:
     try:
         with torch.device("meta"):
             model = build(settings.networks, objective.likelihood, manifest.shape)
-            layers = len(model.discriminator.judge(torch.empty(1, *manifest.shape)).features)
+        judge = model.discriminator
+        blank = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in judge.state_dict().items()}
+        judge.load_state_dict(blank, assign=True)  # a forward on meta imports torch's compiler, which takes seconds
+        layers = len(judge.judge(torch.empty(1, *manifest.shape)).features)
     except ValueError as error:
         raise Mistake(str(error)) from None
     if objective.reconstruction == "features" and objective.feature_layer > layers:

@@ -32,6 +32,7 @@ from pipeline.training.background import Background
 from pipeline.training.checkpoints import Description
 from pipeline.training.choice import chosen
 from pipeline.training.health import first_not_finite, not_finite
+from pipeline.training.start import Start
 from pipeline.training.state import Snapshot, TrainState
 from pipeline.training.stepper import Stepper
 from vaegan import Autoencoder
@@ -49,7 +50,7 @@ class Ending(NamedTuple):
     why: str
 
 
-def train(settings: Settings, directory: Path, ranks: Ranks, report: Report) -> Ending:
+def train(settings: Settings, directory: Path, ranks: Ranks, report: Report, start: Start | None = None) -> Ending:
     """Train, from the newest whole checkpoint of the run where there is one, until a stop rule holds.
 
     A Mistake that shows at the start, such as damaged data, ends the run on every rank; a later one is raised.
@@ -61,7 +62,9 @@ def train(settings: Settings, directory: Path, ranks: Ranks, report: Report) -> 
         trouble = str(mistake)
     if ranks.any(material is None) or material is None:  # before DDP is built: that is a collective too
         return Ending("mistake", trouble or "another worker could not read the data; its log says why")
-    return Loop(settings, directory, ranks, report, material).run()
+    start = start or Start(time.time())
+    start.lap("data")
+    return Loop(settings, directory, ranks, report, material, start).run()
 
 
 class Material(NamedTuple):
@@ -77,7 +80,9 @@ class Material(NamedTuple):
 class Loop:
     """One run on one rank."""
 
-    def __init__(self, settings: Settings, directory: Path, ranks: Ranks, report: Report, material: "Material") -> None:
+    def __init__(
+        self, settings: Settings, directory: Path, ranks: Ranks, report: Report, material: "Material", start: Start
+    ) -> None:
         self._settings = settings
         self._directory = directory
         self._ranks = ranks
@@ -98,6 +103,7 @@ class Loop:
         self._unreported: dict[str, float] | None = None
         self._saved_at: float | None = None
         self._warned = False
+        self._start = start
 
     def _note_at_start(self, text: str) -> None:
         if self._journal is not None:
@@ -112,6 +118,7 @@ class Loop:
         while ending is None:
             before = progress.images_seen
             self._logged.append(self._stepper.step(self._meter.phases))
+            self._start.lap("first_step")
             last = progress.images_seen >= settings.stop.images
             save = last or _crossed(before, progress.images_seen, settings.checkpoints.every)
             if save or _crossed(before, progress.images_seen, settings.log_every):
@@ -136,7 +143,7 @@ class Loop:
         values |= {"schedule/beta": float(weights["kl"]), "schedule/lambda": float(weights["adversarial"])}
         progress.seconds += stretch.seconds
         self._logged = []
-        failed = self._failed(partial(self._write_point, values, stretch))
+        failed = self._failed(partial(self._write_point, values | self._start.points(), stretch))
         if failed is None and not self._ranks.any(self._writer.busy):
             failed = self._settled()
         return failed

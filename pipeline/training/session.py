@@ -3,8 +3,9 @@
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -14,22 +15,27 @@ from pipeline.progress import progress_line
 from pipeline.rundir import locked, open_record, require_same_identity
 from pipeline.settings import Settings, dump, identity
 from pipeline.table import print_table
-from pipeline.tracking import Sink, connect, run_id, store_uri
+from pipeline.tracking import Sink, Tracker, connect, run_id, store_uri
 from pipeline.training import launch
 from pipeline.training.launch import Outcome
+from pipeline.training.start import Start
 
 
-def train_one(settings: Settings) -> Outcome:
+def train_one(settings: Settings, start: Start) -> Outcome:
     """Train a run and tell how it went. Raises Mistake or Failure."""
     directory = Path(settings.home).absolute() / settings.name
     manifest = launch.preflight(settings)
     require_same_identity(directory, identity(settings, manifest.digest))
-    with tracked(settings, directory), cluster() as own:
+    start.lap("imports")
+    with tracked(settings, directory) as begin_tracking, cluster() as own:
         require_room(settings, own)
+        start.lap("cluster")
+        begin_tracking()
+        start.lap("tracker")
         with locked(directory):
             open_record(directory, launch.record_of(settings, manifest, launch.tags()))
             with progress_line(directory, settings.name, settings.stop.images):
-                outcome = launch.run(settings, directory)
+                outcome = launch.run(settings, directory, start)
     summarise(settings, outcome)
     if settings.register is not None:
         from pipeline.registry.register import register
@@ -47,12 +53,23 @@ def dry_run(settings: Settings) -> None:
 
 
 @contextmanager
-def tracked(settings: Settings, directory: Path) -> Iterator[None]:
-    """Everything that is journalled below a folder goes to the tracker, while it lasts and once more at the end."""
+def tracked(settings: Settings, directory: Path) -> Iterator[Callable[[], None]]:
+    """Everything that is journalled below a folder goes to the tracker, while it lasts and once more at the end.
+
+    The tracker is called in the background. What is yielded waits for its answer and then begins; it raises Mistake
+    where none comes.
+    """
     if settings.tracking.offline:
-        yield
+        yield lambda: None
         return
-    sink = Sink(directory, connect(store_uri(settings), settings.tracking.experiment))
+    with ThreadPoolExecutor(1) as background, ExitStack() as sinks:
+        tracker = background.submit(connect, store_uri(settings), settings.tracking.experiment)
+        yield lambda: sinks.enter_context(_sink(directory, tracker.result()))
+
+
+@contextmanager
+def _sink(directory: Path, tracker: Tracker) -> Iterator[None]:
+    sink = Sink(directory, tracker)
     try:
         yield
     finally:

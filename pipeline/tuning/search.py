@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ray.tune.search import BasicVariantGenerator
 from pipeline.errors import Failure, Mistake
 from pipeline.rundir import Journal, ended, open_record, read_journal, read_record
 from pipeline.settings import BETTER, Tree, parse
+from pipeline.training.start import Start
 from pipeline.tuning.space import Distribution, Space, filled
 
 IMAGES = "images_seen"
@@ -65,7 +67,7 @@ def _tune_config(space: Space, concurrent: int) -> tune.TuneConfig:
 
 def run_trial(config: Mapping[str, object], base: Tree, directory: str, tags: dict[str, str]) -> None:
     """One trial, in a process of its own; what it measured in an earlier call it says first."""
-    name = trial_name(tune.get_context().get_trial_id())
+    began, name = time.time(), trial_name(tune.get_context().get_trial_id())
     trial = Path(directory) / name
     settings = parse({**filled(base, config), "name": name, "home": directory})
     for event, _ in read_journal(trial, 0):
@@ -78,7 +80,7 @@ def run_trial(config: Mapping[str, object], base: Tree, directory: str, tags: di
     try:
         manifest = launch.preflight(settings)
         open_record(trial, launch.record_of(settings, manifest, tags, parent=".."))
-        launch.run(settings, trial, [TuneReportCallback()])
+        launch.run(settings, trial, Start(began), [TuneReportCallback()])
     except (Failure, Mistake) as trouble:
         Journal(trial).note(0, "warning", str(trouble))
         raise

@@ -35,8 +35,9 @@ def search_all(config: str, overrides: Sequence[str]) -> None:
     directory = Path(settings.home) / settings.name
     manifest = launch.preflight(settings)
     require_same_identity(directory, _identity(space, manifest.digest))
-    with tracked(settings, directory), cluster() as own:
+    with tracked(settings, directory) as begin_tracking, cluster() as own:
         concurrent = _concurrent(space, settings, own)
+        begin_tracking()
         with locked(directory):
             record = open_record(directory, _record(space, settings, manifest))
             journal = Journal(directory)

@@ -86,7 +86,9 @@ def measured(side: int, device: torch.device, ceilings: Ceilings, given: argpars
 def _say_default(found: dict[str, list[float]]) -> None:
     """What a run would choose by measurement, beside plain float32 and pythae (targets: 4 and 8 times)."""
     chosen = max(found, key=lambda name: sorted(found[name])[len(found[name]) // 2] if name in WAYS else 0.0)
-    text = f"chosen by measurement: {chosen}, {spread(ratios(found[chosen], found['fp32 eager']), '.2f')} times fp32 eager"
+    text = (
+        f"chosen by measurement: {chosen}, {spread(ratios(found[chosen], found['fp32 eager']), '.2f')} times fp32 eager"
+    )
     if "pythae 0.1.2" in found:
         text += f", {spread(ratios(found[chosen], found['pythae 0.1.2']), '.2f')} times pythae"
     print(f"\n{text}")

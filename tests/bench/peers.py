@@ -23,8 +23,7 @@ def pythae_epoch(model: VAEGAN, images: Tensor, batch: int, feature_layer: int) 
     """An epoch of `CoupledOptimizerAdversarialTrainer.train_step` on these networks; images: (N, C, H, W) in [0, 1]."""
     logging.disable(logging.INFO)
     from pythae.data.datasets import BaseDataset
-    from pythae.models import VAEGAN as PythaeVAEGAN
-    from pythae.models import VAEGANConfig
+    from pythae import models
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder
     from pythae.trainers import CoupledOptimizerAdversarialTrainer, CoupledOptimizerAdversarialTrainerConfig
@@ -63,13 +62,13 @@ def pythae_epoch(model: VAEGAN, images: Tensor, batch: int, feature_layer: int) 
             features = self.network.blocks[feature_layer - 1].convolution(hidden)
             return ModelOutput(**{f"embedding_layer_{feature_layer}": features})
 
-    settings = VAEGANConfig(
+    settings = models.VAEGANConfig(
         input_dim=tuple(images.shape[1:]),
         latent_dim=model.decoder.latent_size,
         reconstruction_layer=feature_layer,
         margin=1e9,
     )
-    peer = PythaeVAEGAN(settings, Encoder(), Decoder(), Discriminator())
+    peer = models.VAEGAN(settings, Encoder(), Decoder(), Discriminator())
     config = CoupledOptimizerAdversarialTrainerConfig(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=batch,

@@ -1,4 +1,4 @@
-"""On a GPU: the same step as on the CPU, never waited for, however it is computed. `make test-gpu`; needs torch alone."""
+"""On a GPU: the same step as on the CPU, never waited for, however it is computed. `make test-gpu`; needs torch."""
 
 from collections.abc import Iterator
 from dataclasses import replace
