@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
     """Of one measurement of a rate."""
 
 
-FULL, QUICK = Sizes(60_000, 120_000, 1024, 2.0), Sizes(8_000, 16_000, 128, 0.2)
+FULL, QUICK = Sizes(60_000, 120_000, 1024, 2.0), Sizes(4_500, 16_000, 128, 0.05)
 
 
 class Step(NamedTuple):

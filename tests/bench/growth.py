@@ -2,9 +2,9 @@
 
     .venv/bin/python -m tests.bench.growth [PART ...] [--quick] [--pairs N] [--out FOLDER]
 
-Each part prints a table and saves a plot, with a dashed line for "linear" from its first point. The exponent is that of
-time against the variable, a line fitted through the logarithms: 1 is linear, 0 is flat. Training is in float32 with conv
-networks of width 8, data are random.
+Each part prints a table and saves a plot, with a dashed line for "linear" from its first point. The exponent is that
+of time against the variable, a line fitted through the logarithms: 1 is linear, 0 is flat. Training is in float32 with
+conv networks of width 8, data are random.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tests.bench.sets import blots, feed, megabytes
 from vaegan import config
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 NETWORKS = config.Networks(family="conv", width=8, latent=16)
 PLOTS = Path(__file__).with_name("plots")

@@ -15,7 +15,7 @@ from pipeline.data import prepare as preparing
 from pipeline.data.batches import Feed, Images, Order, shards_of
 from pipeline.data.manifest import Manifest
 from pipeline.data.prepare import SHARD_ROWS, prepare
-from pipeline.data.sources import Picture, Rows
+from pipeline.data.sources import LABEL, Picture, Rows
 
 SEED = 0
 
@@ -27,7 +27,7 @@ class Blots:
     count: int
     channels: int
     class_names: tuple[str, ...] = ()
-    columns: pa.Schema = pa.schema([("label", pa.int64())])
+    columns: pa.Schema = LABEL
 
     def splits(self) -> dict[str, int]:
         return {"train": self.count}

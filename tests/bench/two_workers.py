@@ -175,12 +175,12 @@ def model_of_cost(calls: dict[str, float]) -> None:
 ASSUMPTIONS = f"""
 Model of the cost of gradients on n GPUs, images a GPU constant (weak scaling). Nothing here was measured on a GPU.
   - Ring all-reduce: 2 (n - 1) / n * bytes / bandwidth + 2 (n - 1) * latency for each all-reduce; one flat ring.
-  - Up to {NODE} GPUs in a node: {WITHIN / 1e9:g} GB/s, {LATENCY_WITHIN * 1e6:g} us a hop. Beyond: the ring is as fast as
-    what joins nodes, 400 Gbit/s = {BETWEEN / 1e9:g} GB/s, {LATENCY_BETWEEN * 1e6:g} us a hop. (NCCL changes to trees where
-    latency dominates, which cost log2 n hops instead of n: this is the worse case.)
+  - Up to {NODE} GPUs, one node: {WITHIN / 1e9:g} GB/s, {LATENCY_WITHIN * 1e6:g} us a hop. Beyond: the ring is as fast
+    as what joins nodes, 400 Gbit/s = {BETWEEN / 1e9:g} GB/s, {LATENCY_BETWEEN * 1e6:g} us a hop. NCCL changes to trees
+    where latency dominates, log2 n hops instead of n: this is the worse case.
   - Gradients of every learner, once a step: `plain` sends the decoder's twice, since two learners hold it.
-  - Step times of {", ".join(f"{ms:g}" for ms in STEP_MS)} ms on one GPU are assumed. Efficiency = step / time of a step on n: with no
-    overlap step + communication, with full overlap the longer of both; DDP is between.
+  - The time of a step on one GPU is assumed: {", ".join(f"{ms:g}" for ms in STEP_MS)} ms. Efficiency = step / time of
+    a step on n. No overlap: step + communication; full overlap: the longer of both. DDP is between.
   - All ranks are equally fast, data come from nowhere, and nothing else shares the network."""
 
 
