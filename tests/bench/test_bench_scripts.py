@@ -1,0 +1,88 @@
+"""The benchmarks run, and their tables hold numbers. What the numbers are is for `make bench`."""
+
+import re
+from collections.abc import Iterator
+from math import isfinite
+
+import pytest
+import torch
+
+from tests.bench import data_path, growth, two_workers
+from tests.bench.common import alternating, spread
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def numbers(printed: str, title: str) -> list[list[float]]:
+    """Of each row of the table under a title, the numbers of those cells that hold nothing but numbers."""
+    _, found, below = printed.partition(f"\n{title}\n\n")
+    assert found, printed
+    lines = [line for line in below.partition("\n\n")[0].splitlines() if line.startswith("|")]
+    return [[value for cell in line.strip("|").split("|") for value in numbers_of(cell)] for line in lines[2:]]
+
+
+def numbers_of(cell: str) -> list[float]:
+    if re.search(r"[a-z]", cell.replace("nan", "").replace("inf", "")):
+        return []
+    return [float(text.replace(",", "")) for text in re.findall(r"nan|inf|-?[\d,]+(?:\.\d+)?", cell)]
+
+
+def test_the_reader_of_tables_sees_what_is_not_a_number():
+    assert numbers_of(" 1,234.5 (-1..nan) ") == [1234.5, -1.0, pytest.approx(float("nan"), nan_ok=True)]
+
+
+def test_variants_take_turns_and_their_first_round_does_not_count():
+    calls: list[str] = []
+    found = alternating({name: lambda name=name: calls.append(name) or float(len(calls)) for name in "ab"}, 2)
+    assert calls == ["a", "b", "a", "b", "a", "b"]
+    assert found == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+    assert spread([3.0, 1.0, 2.0]) == "2 (1..3)"
+
+
+def test_data_path_against_step(tmp_path, capsys):
+    data_path.against_steps(tmp_path, data_path.QUICK, 1)
+    rows = numbers(capsys.readouterr().out, "Data path against step")
+    assert len(rows) == 8
+    assert all(len(row) >= 4 and all(isfinite(number) and number > 0 for number in row) for row in rows)
+
+
+def test_growth_with_the_batch(tmp_path, capsys):
+    growth.main(["batch", "--quick", "--out", str(tmp_path)])
+    rows = numbers(capsys.readouterr().out, "Growth: batch")
+    assert [row[0] for row in rows] == [16, 32, 64]
+    assert all(isfinite(number) and number > 0 for row in rows for number in row)
+    assert (tmp_path / "batch.png").stat().st_size > 1000
+
+
+def test_an_exponent_is_1_where_time_is_linear_and_0_where_it_is_flat():
+    seconds = growth.Axes("runs", "seconds", per_s=False)
+    rates = growth.Axes("batch", "images/s", per_s=True, work=float)
+    assert growth.exponent(seconds, {x: [3.0 * x] for x in (1, 10, 100)}) == pytest.approx(1)
+    assert growth.exponent(seconds, {x: [3.0] for x in (1, 10, 100)}) == pytest.approx(0)
+    assert growth.exponent(rates, {x: [50.0] for x in (1, 10, 100)}) == pytest.approx(1)
+    assert growth.exponent(rates, {x: [50.0 * x] for x in (1, 10, 100)}) == pytest.approx(0)
+
+
+def test_a_ring_costs_nothing_alone_and_twice_the_bytes_at_last():
+    assert two_workers.all_reduce_s(1, 1e9, 4) == 0
+    assert two_workers.all_reduce_s(2, 450e9, 0) == pytest.approx(1)
+    assert two_workers.all_reduce_s(1024, 50e9, 0) == pytest.approx(2, rel=1e-2)
+
+
+def test_time_under_way_counts_overlapping_all_reduces_once():
+    assert two_workers._covered([(0.0, 2.0), (1.0, 3.0), (5.0, 6.0)]) == pytest.approx(4)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_two_workers(capsys):
+    two_workers.main(["--quick"])
+    rows = numbers(capsys.readouterr().out, "Two workers of one thread")
+    assert len(rows) == 8
+    assert all(len(row) == 6 and all(isfinite(number) and number > 0 for number in row) for row in rows)
