@@ -22,8 +22,8 @@ Step = Callable[[], object]
 def pythae_epoch(model: VAEGAN, images: Tensor, batch: int, feature_layer: int) -> Step:
     """An epoch of `CoupledOptimizerAdversarialTrainer.train_step` on these networks; images: (N, C, H, W) in [0, 1]."""
     logging.disable(logging.INFO)
-    from pythae.data.datasets import BaseDataset
     from pythae import models
+    from pythae.data.datasets import BaseDataset
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder
     from pythae.trainers import CoupledOptimizerAdversarialTrainer, CoupledOptimizerAdversarialTrainerConfig
