@@ -26,11 +26,12 @@ class Blots:
 
     count: int
     channels: int
+    held_out: int = 0
     class_names: tuple[str, ...] = ()
     columns: pa.Schema = LABEL
 
     def splits(self) -> dict[str, int]:
-        return {"train": self.count}
+        return {"train": self.count} | ({"test": self.held_out} if self.held_out else {})
 
     def rows(self, split: str, start: int, stop: int) -> Iterator[Rows]:
         shape = (stop - start, 8, 8, self.channels)
@@ -40,11 +41,11 @@ class Blots:
         yield Rows(pictures, pa.table([np.arange(start, stop)], schema=self.columns))
 
 
-def blots(folder: Path, count: int, channels: int, size: int, shard_rows: int = SHARD_ROWS) -> str:
-    """The path of such a set of `count` images, in shards of so many rows."""
+def blots(folder: Path, count: int, channels: int, size: int, shard_rows: int = SHARD_ROWS, held_out: int = 0) -> str:
+    """The path of such a set of `count` images, in shards of so many rows, and a test split where asked for."""
     out = folder / f"{count}x{channels}x{size}x{size}-by-{shard_rows}"
     with mock.patch.object(preparing, "SHARD_ROWS", shard_rows):
-        prepare(Blots(count, channels), "blots", out, size=size, progress=False)
+        prepare(Blots(count, channels, held_out), "blots", out, size=size, progress=False)
     return str(out)
 
 

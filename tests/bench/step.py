@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(machine())
     seconds, pairs = (0.5, 1) if given.quick else (4.0, given.pairs)
     images = torch.randint(256, (IMAGES, *SHAPE), dtype=torch.uint8)
-    variants = {"pythae": _timed(pythae_epoch(_model(), images / 255, BATCH, LAYER), IMAGES, seconds)}
+    variants = {"pythae": _timed(pythae_epoch(_model(*SHAPE), images / 255, BATCH, LAYER), IMAGES, seconds)}
     for name, objective in OBJECTIVES.items():
         for precision, execution in PRECISIONS.items():
             variants[f"{name} {precision}"] = _timed(ours(objective, execution, images), BATCH, seconds)
@@ -63,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def ours(objective: config.Objective, execution: Execution, images: Tensor) -> Callable[[], object]:
-    """A step of the training loop, without files or Ray."""
-    model = _model()
+    """A step of the training loop, without files or Ray; images: (N, C, H, W) uint8."""
+    model = _model(*images.shape[1:])
     engine = assemble(model, objective, config.Optimizers(), execution)
     average = moving_average(engine.players["autoencoder"].network, 20_000, BATCH)
     generator = torch.Generator()
@@ -82,16 +82,16 @@ def ours(objective: config.Objective, execution: Execution, images: Tensor) -> C
 
 
 def bare(name: str, precision: str, images: Tensor) -> Callable[[], object]:
-    model, bf16 = _model(), precision == "bf16"
+    model, bf16 = _model(*SHAPE), precision == "bf16"
     ready = images[:BATCH] / 255
     if PRECISIONS[precision].channels_last:
         model, ready = model.to(memory_format=torch.channels_last), ready.contiguous(memory_format=torch.channels_last)
     return bare_plain(model, ready, bf16) if name == "plain" else bare_joint(model, ready, bf16, LAYER)
 
 
-def _model() -> VAEGAN:
+def _model(*shape: int) -> VAEGAN:
     torch.manual_seed(0)
-    return build(SMALL, config.Likelihood(), SHAPE)
+    return build(SMALL, config.Likelihood(), shape)  # type: ignore[arg-type]
 
 
 def _timed(step: Callable[[], object], images: int, seconds: float) -> Callable[[], float]:
