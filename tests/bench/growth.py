@@ -3,8 +3,8 @@
     .venv/bin/python -m tests.bench.growth [PART ...] [--quick] [--pairs N] [--out FOLDER]
 
 Each part prints a table and saves a plot, with a dashed line for "linear" from its first point. The exponent is that
-of time against the variable, a line fitted through the logarithms: 1 is linear, 0 is flat. Training is in float32 with
-conv networks of width 8, data are random.
+of time against the variable, a line fitted through the logarithms: 1 is linear, 0 is flat, -1 what workers should do.
+Training is in float32 with conv networks of width 8, data are random.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from matplotlib import pyplot as plt
 
 NETWORKS = config.Networks(family="conv", width=8, latent=16)
 PLOTS = Path(__file__).with_name("plots")
+CONTROL = "a run in a store of few"
 Curves = dict[str, dict[int, list[float]]]
 """Name of a curve -> variable -> what was measured."""
 
@@ -43,10 +44,11 @@ class Axes(NamedTuple):
 
     variable: str
     measure: str
-    per_s: bool
-    """Whether the measure is a speed: then its time is one over it, for every unit of `work`."""
-    work: Callable[[int], float] = lambda _: 1.0
-    """Images of one step, where the measure is images/s and the time is that of a step."""
+    seconds: Callable[[int, float], float]
+    """The time that grows, from variable and measure."""
+    linear: Callable[[int], float]
+    """What the measure would be in proportion to, were growth linear."""
+    form: str = ",.0f"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,21 +67,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def batch(given: argparse.Namespace) -> tuple[Axes, Curves]:
-    sizes = (16, 32, 64) if given.quick else (16, 32, 64, 128, 256, 512, 1024)
+    sizes = (8, 16, 32) if given.quick else (16, 32, 64, 128, 256, 512, 1024)
     found = _steps({size: ((3, 32, 32), size) for size in sizes}, given)
-    return Axes("images a batch", "images/s", per_s=True, work=float), {"32 px": found}
+    return Axes("images a batch", "images/s", lambda x, y: x / y, lambda x: 1), {"32 px": found}
 
 
 def size(given: argparse.Namespace) -> tuple[Axes, Curves]:
     images = 4 if given.quick else 32
-    found = _steps({side: ((3, side, side), images) for side in (32, 64, 128)}, given)
-    axes = Axes("pixels of a side", "images/s", per_s=True)
+    found = _steps({side**2: ((3, side, side), images) for side in (32, 64, 128)}, given)
+    axes = Axes("pixels of an image", "images/s", lambda x, y: 1 / y, lambda x: 1 / x)
     return axes, {f"batch {images}": found}
 
 
 def workers(given: argparse.Namespace) -> tuple[Axes, Curves]:
     found = two_workers.measured(JOINT, *((1, 2) if given.quick else (given.pairs, 10)))
-    axes = Axes("workers of one thread", "images/s", per_s=True)
+    axes = Axes("workers of one thread", "images/s", lambda x, y: 1 / y, float)
     return axes, {"global batch 128": {1: found["one process"], 2: found["DDP"]}}
 
 
@@ -96,23 +98,30 @@ def shards(given: argparse.Namespace) -> tuple[Axes, Curves]:
         "in memory": {n: found[str(n)] for n in counts},
         "streamed": {n: found[f"{n} streamed"] for n in counts[1:]},
     }
-    return Axes("shards", "images/s of the first epoch, opening included", per_s=True), curves
+    axes = Axes("shards", "images/s of the first epoch, opening included", lambda x, y: 1 / y, lambda x: 1 / x)
+    return axes, curves
 
 
 def runs(given: argparse.Namespace) -> tuple[Axes, Curves]:
-    """Seconds that the tracker takes for one run, its 1,000 points included, when so many are finished already."""
+    """Seconds that the tracker takes for one run, its 1,000 points included, when so many are finished already.
+
+    Marks can't take turns, since a store only fills; a run in a store of few, right after each, is the control.
+    """
     marks, around = ((2, 6), 2) if given.quick else ((10, 100, 1_000), 10)
-    curves: Curves = {name: {} for name in ("a run", *Timed.CALLS)}
-    with tempfile.TemporaryDirectory() as folder:
-        uri = f"sqlite:///{folder}/mlflow.db"
-        connect(uri, "bench")
+    curves: Curves = {name: {} for name in ("a run", *Timed.CALLS, CONTROL)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        full, few = (f"sqlite:///{folder}/{store}.db" for store in ("full", "few"))
+        for uri in (full, few):
+            connect(uri, "bench")
         for finished in range(max(marks) + around):
-            seconds = _pushed(Path(folder) / f"run-{finished:04d}", uri)
+            seconds = _pushed(folder / f"run-{finished:04d}", full)
             for mark in marks:
                 if mark <= finished < mark + around:
-                    for name, value in seconds.items():
-                        curves[name].setdefault(mark, []).append(value)
-    return Axes("finished runs in MLflow", "seconds a run", per_s=False), curves
+                    seconds[CONTROL] = _pushed(folder / f"control-{finished:04d}", few)["a run"]
+                    for call, value in seconds.items():
+                        curves[call].setdefault(mark, []).append(value)
+    return Axes("finished runs in MLflow", "seconds a run", lambda x, y: y, float, ".4f"), curves
 
 
 PARTS: Mapping[str, Callable[[argparse.Namespace], tuple[Axes, Curves]]] = {
@@ -126,13 +135,12 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], tuple[Axes, Curves]]] = {
 
 def exponent(axes: Axes, curve: Mapping[int, Sequence[float]]) -> float:
     """k of time ~ variable ** k."""
-    seconds = [axes.work(x) / median(y) if axes.per_s else median(y) for x, y in curve.items()]
+    seconds = [axes.seconds(x, median(y)) for x, y in curve.items()]
     return float(np.polyfit(np.log(list(curve)), np.log(seconds), 1)[0])
 
 
 def show(part: str, axes: Axes, curves: Curves) -> None:
-    form = ",.0f" if axes.per_s else ".4f"
-    rows = [[name, f"{x:,}", spread(y, form)] for name, curve in curves.items() for x, y in curve.items()]
+    rows = [[name, f"{x:,}", spread(y, axes.form)] for name, curve in curves.items() for x, y in curve.items()]
     table(f"Growth: {part}", ["", axes.variable, axes.measure], rows)
     found = [[name, f"{exponent(axes, curve):+.2f}"] for name, curve in curves.items()]
     table(f"Time ~ ({axes.variable}) ** exponent", ["", "exponent"], found)
@@ -144,9 +152,9 @@ def plot(path: Path, axes: Axes, curves: Curves) -> None:
         middle, low, high = (np.array([f(y) for y in curve.values()]) for f in (median, min, max))
         drawn.errorbar(list(curve), middle, yerr=[middle - low, high - middle], marker="o", capsize=3, label=name)
     first = next(iter(curves.values()))
-    at = np.array(list(first), dtype=float)
-    linear = np.array([axes.work(x) for x in at]) / at if axes.per_s else at
-    drawn.plot(at, linear / linear[0] * median(first[int(at[0])]), "--", color="grey", label="time linear")
+    at = list(first)
+    linear = np.array([axes.linear(x) for x in at])
+    drawn.plot(at, linear / linear[0] * median(first[at[0]]), "--", color="grey", label="linear")
     drawn.set(xscale="log", yscale="log", xlabel=axes.variable, ylabel=axes.measure)
     drawn.set_xticks(at, [f"{x:,.0f}" for x in at], minor=False)
     drawn.minorticks_off()

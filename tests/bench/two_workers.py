@@ -130,11 +130,12 @@ class Timer:
         return allreduce_hook(dist.group.WORLD, bucket).then(done)
 
     def summary(self, pairs: int, steps: int, seconds: list[float]) -> Measured:
-        """Of each run after the first, which warms up. seconds: that each took."""
-        calls = len(self.spans) // (pairs + 1)
-        runs = [self.spans[run * calls : (run + 1) * calls] for run in range(1, pairs + 1)]
+        """Of each run after the first, which warms up and whose first step cuts other buckets. seconds: of each run."""
+        calls = round(len(self.spans) / (pairs + 1) / steps)
+        counted = self.spans[-calls * steps * pairs :]
+        runs = [counted[run * calls * steps : (run + 1) * calls * steps] for run in range(pairs)]
         shares = [_covered(run) / took for run, took in zip(runs, seconds, strict=True)]
-        return {"in flight": shares, "calls": [calls / steps] * pairs}
+        return {"in flight": shares, "calls": [float(calls)] * pairs}
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:
