@@ -21,6 +21,7 @@ from pyarrow import fs
 from torch import Tensor
 
 from pipeline.data.manifest import IMAGE, Manifest, Shard, location
+from pipeline.data.pixels import shape_of, unpacked
 from pipeline.errors import Mistake
 
 READERS = 4
@@ -215,6 +216,8 @@ def read_shard(filesystem: fs.FileSystem, folder: str, shard: Shard) -> Tensor:
         raise Mistake(f"{place}: {error}; prepare the data again") from None
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise Mistake(f"{place}: its sha256 differs from the manifest's: damaged or replaced; prepare the data again")
-    column = pq.read_table(pa.BufferReader(data), columns=[IMAGE]).column(IMAGE).combine_chunks()
-    images = column.to_numpy_ndarray()
-    return torch.from_numpy(images if images.flags.writeable else images.copy())
+    table = pq.read_table(pa.BufferReader(data), columns=[IMAGE])
+    shape = shape_of(table.schema.field(IMAGE))
+    if shape is None:
+        raise Mistake(f"{place}: prepared by an earlier version; prepare the data again")
+    return torch.from_numpy(unpacked(table.column(IMAGE).combine_chunks(), shape).copy())

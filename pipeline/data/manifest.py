@@ -3,7 +3,7 @@
 A data set is a folder, local or on any filesystem pyarrow knows (s3://, gs://):
 
     dataset.json
-    train-00000.parquet ...     column `image`: Arrow's fixed_shape_tensor<uint8>[C, H, W]; every other column kept
+    train-00000.parquet ...     column `image`: uint8 pixels (`pipeline.data.pixels`); every other column kept
     test-00000.parquet ...
 """
 

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from pipeline.data.manifest import IMAGE, MANIFEST, Manifest, Shard
+from pipeline.data.pixels import packed
 from pipeline.data.sources import Picture, Source
 from pipeline.errors import Mistake
 
@@ -107,10 +108,10 @@ def write_shard(recipe: Recipe, job: Job) -> Written:
     skipped = job.stop - job.start - len(images_NCHW)
     if not len(images_NCHW):
         return Written(job=job, shard=None, skipped=skipped)
-    columns = {IMAGE: pa.FixedShapeTensorArray.from_numpy_ndarray(images_NCHW)}
-    columns |= {name: kept[name] for name in kept.column_names}
+    field, pixels = packed(images_NCHW, IMAGE)
+    table = pa.table([pixels, *kept.columns], schema=pa.schema([field, *kept.schema]))
     path = recipe.folder / f"{job.split}-{job.number:05d}.parquet"
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    pq.write_table(table, path, compression="zstd", use_dictionary=kept.column_names)
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return Written(job=job, shard=Shard(path=path.name, rows=len(images_NCHW), sha256=digest), skipped=skipped)

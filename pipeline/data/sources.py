@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.data.manifest import IMAGE
+from pipeline.data.pixels import shape_of
 from pipeline.errors import Mistake
 
 SPLITS = {name: name for name in ("train", "val", "test")} | {"valid": "val", "validation": "val", "trainval": "train"}
@@ -361,7 +362,7 @@ class ParquetSource:
             table = pq.ParquetFile(group.file).read_row_group(group.number).take(inside)
         except (OSError, pa.ArrowException) as error:
             raise Mistake(f"{group.file} is damaged ({error}); fetch it again") from None
-        decode = decoder(self.image.type)
+        decode = decoder(self.image)
         assert decode, "an image column was chosen that cannot be decoded"
         pictures = [
             Picture(f"{group.file}[{group.first + row}]", partial(decode, value))
@@ -423,7 +424,7 @@ def _parted(
 
 def _image_column(schema: pa.Schema, column: str | None) -> pa.Field:
     """The one column that holds images; of several, the one called `image`, unless --column says which."""
-    able = [field.name for field in schema if decoder(field.type)]
+    able = [field.name for field in schema if decoder(field)]
     if column is None and IMAGE not in able and len(able) != 1:
         if not able:
             raise Mistake(f"PATH has no column of encoded images or uint8 arrays, only {', '.join(schema.names)}")
@@ -442,12 +443,16 @@ def _class_names(schema: pa.Schema) -> tuple[str, ...]:
     return tuple(noted.get("info", {}).get("features", {}).get("label", {}).get("names", ()))
 
 
-def decoder(kind: pa.DataType) -> Callable[[pa.Scalar], Image.Image] | None:
-    """What makes an image of a value of this type: encoded bytes, {bytes, path}, or uint8 arrays HW, CHW or HWC."""
+def decoder(field: pa.Field) -> Callable[[pa.Scalar], Image.Image] | None:
+    """What makes an image of a value of this column: encoded bytes, {bytes, path}, uint8 arrays HW, CHW or HWC, or
+    pixels as prepared data sets have them."""
+    kind, shape = field.type, shape_of(field)
+    if shape is not None:
+        return partial(_from_pixels, shape)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return _from_bytes
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return _from_struct if decoder(kind.field("bytes").type) is _from_bytes else None
+        return _from_struct if decoder(kind.field("bytes")) is _from_bytes else None
     if isinstance(kind, pa.FixedShapeTensorType):
         return _from_tensor if kind.value_type == pa.uint8() and len(kind.shape) in (2, 3) else None
     depth = 0
@@ -466,6 +471,10 @@ def _from_bytes(value: pa.Scalar) -> Image.Image:
 
 def _from_struct(value: pa.Scalar) -> Image.Image:
     return _from_bytes(value["bytes"])
+
+
+def _from_pixels(shape: tuple[int, int, int], value: pa.Scalar) -> Image.Image:
+    return _from_array(np.frombuffer(value.as_py(), np.uint8).reshape(shape))
 
 
 def _from_tensor(value: pa.Scalar) -> Image.Image:

@@ -6,8 +6,8 @@ One worker of two threads under Ray Train, 60,000 images of 1x32x32 from Parquet
 parameters), schedule `plain`, batch 128, MLflow on SQLite, a point every 5,000 images, an evaluation and a checkpoint
 each epoch. Runs alternate with a process that takes the same steps on images in memory and does nothing else.
 
-`steps`: from point to point, evaluations apart. `everything`: first point to last, evaluations, pictures and checkpoints
-included. Start-up is `tests.bench.startup`'s.
+`steps`: from point to point, evaluations apart. `everything`: first point to last, with evaluations, pictures and
+checkpoints. Start-up is `tests.bench.startup`'s.
 """
 
 import statistics

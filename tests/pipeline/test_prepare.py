@@ -1,5 +1,6 @@
 """A prepared data set is the source's images, resized, and nothing else changed; or it is not there at all."""
 
+import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image, ImageOps
+from pyarrow.fs import LocalFileSystem
 from sklearn.datasets import load_digits
 
 from pipeline.data import prepare as preparing
-from pipeline.data.manifest import Manifest, load
+from pipeline.data.batches import read_shard
+from pipeline.data.manifest import Manifest, Shard, load
+from pipeline.data.pixels import packed, shape_of, unpacked
 from pipeline.data.prepare import fitted, prepare
 from pipeline.data.sources import DigitsSource, Rows, held_out, open_source
 from pipeline.errors import Mistake
@@ -26,7 +30,10 @@ def table(folder: Path, manifest: Manifest, split: str) -> pa.Table:
 
 
 def images(folder: Path, manifest: Manifest, split: str) -> np.ndarray:
-    return table(folder, manifest, split)["image"].combine_chunks().to_numpy_ndarray()
+    rows = table(folder, manifest, split)
+    shape = shape_of(rows.schema.field("image"))
+    assert shape is not None
+    return unpacked(rows["image"].combine_chunks(), shape)
 
 
 @pytest.fixture
@@ -41,7 +48,8 @@ def test_the_digits_arrive_resized_with_their_labels(tmp_path, small_shards):
     assert manifest.rows("train") + manifest.rows("test") == 1797
     assert [shard.rows for shard in manifest.splits["train"]] == [300, 300, 300, 300, 238]
     rows = table(tmp_path / "out", manifest, "train")
-    assert rows.schema.field("image").type == pa.fixed_shape_tensor(pa.uint8(), (1, 16, 16))
+    assert rows.schema.field("image").type == pa.binary(16 * 16)
+    assert shape_of(rows.schema.field("image")) == (1, 16, 16)
     assert {name: str(rows.schema.field(name).type) for name in rows.column_names[1:]} == manifest.columns
     bunch, position = load_digits(), held_out(1797, 0.2)["train"][1000]
     bytes_ = np.rint(bunch.images[position] * 255 / 16).astype(np.uint8)
@@ -252,3 +260,37 @@ def test_more_workers_than_the_cluster_has_are_refused_before_any_work(cluster, 
     with pytest.raises(Mistake, match=f"--workers is {cores + 1}; the cluster has {cores} CPUs"):
         prepare(open_source("digits"), "digits", tmp_path / "out", size=8, workers=cores + 1, progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prepared_set_can_be_prepared_again(tmp_path, small_shards):
+    first = prepare(open_source("digits"), "digits", tmp_path / "first", size=16, progress=False)
+    source = open_source("parquet", tmp_path / "first")
+    second = prepare(source, "parquet", tmp_path / "second", size=16, progress=False)
+    assert second.splits["train"] == first.splits["train"]
+    assert np.array_equal(images(tmp_path / "second", second, "test"), images(tmp_path / "first", first, "test"))
+
+
+def test_pixels_come_back_from_any_part_of_a_column():
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 2, 4), np.uint8)
+    field, column = packed(pixels, "image")
+    assert shape_of(field) == (3, 2, 4)
+    assert np.array_equal(unpacked(column, (3, 2, 4)), pixels)
+    assert np.array_equal(unpacked(column[2:6], (3, 2, 4)), pixels[2:6])
+    assert np.array_equal(unpacked(column[3:3], (3, 2, 4)), pixels[3:3])
+
+
+def test_a_column_is_pixels_only_where_it_says_so():
+    assert shape_of(pa.field("image", pa.binary(8))) is None
+    assert shape_of(pa.field("image", pa.binary(), metadata={"shape": "[1, 2, 4]"})) is None
+
+
+def test_a_set_of_an_earlier_version_is_refused_with_what_to_do(tmp_path):
+    manifest = prepare(open_source("digits"), "digits", tmp_path / "out", size=8, progress=False)
+    (shard,) = manifest.splits["train"]
+    old = tmp_path / "out" / shard.path
+    pq.write_table(
+        pa.table({"image": pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((2, 1, 8, 8), np.uint8))}), old
+    )
+    digest = hashlib.sha256(old.read_bytes()).hexdigest()
+    with pytest.raises(Mistake, match=r"train-00000\.parquet: prepared by an earlier version; prepare the data again"):
+        read_shard(LocalFileSystem(), str(tmp_path / "out"), Shard(path=shard.path, rows=2, sha256=digest))

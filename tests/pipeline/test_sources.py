@@ -239,11 +239,11 @@ def test_parquet_without_images_names_its_columns(tmp_path):
 
 
 def test_columns_without_pixels_are_no_images():
-    assert decoder(pa.list_(pa.float32(), 512)) is None
-    assert decoder(pa.list_(pa.uint8(), 512)) is None
-    assert decoder(pa.fixed_shape_tensor(pa.uint8(), (512,))) is None
-    assert decoder(pa.fixed_shape_tensor(pa.float32(), (8, 8))) is None
-    assert decoder(pa.struct([("bytes", pa.string())])) is None
+    assert decoder(pa.field("image", pa.list_(pa.float32(), 512))) is None
+    assert decoder(pa.field("image", pa.list_(pa.uint8(), 512))) is None
+    assert decoder(pa.field("image", pa.fixed_shape_tensor(pa.uint8(), (512,)))) is None
+    assert decoder(pa.field("image", pa.fixed_shape_tensor(pa.float32(), (8, 8)))) is None
+    assert decoder(pa.field("image", pa.struct([("bytes", pa.string())]))) is None
 
 
 def test_hugging_face_class_names_are_kept(tmp_path):
