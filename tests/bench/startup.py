@@ -1,13 +1,15 @@
 """Seconds from `vaegan train digits` to its first step, by cause: on a cluster of its own, and on one that runs.
 
-    .venv/bin/python -m tests.bench.startup [PAIRS]
+    .venv/bin/python -m tests.bench.startup [STARTS]
 
-Disk and tracker are warm: the data is prepared, and an unmeasured run goes first. Starts on the two clusters alternate.
+Disk and tracker are warm: the data is prepared, and an unmeasured run goes first. No other Ray may run on the machine:
+it would be joined. For that reason the two kinds don't alternate either.
 `whole` is measured from outside, from the process's start to the journal's first point, which follows the first step;
 what the causes leave of it is the interpreter's start and the writing of that point.
 """
 
 import os
+import secrets
 import statistics
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.rundir import read_journal
-from tests.cluster.processes import finish, free_port
+from tests.cluster.processes import finish, free_port, kill, wait_for
 
 BATCH = 128
 CAUSES = {
@@ -34,18 +36,15 @@ CAUSES = {
 Seconds = dict[str, float]
 
 
-def main(pairs: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, _running_cluster(Path(folder)) as address:
+def main(starts: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         finish(_vaegan({}, "data", "prepare", "digits", "--out", str(home / "digits")))
-        kinds = {"own cluster": {"RAY_TMPDIR": str(home)}, "running cluster": {"RAY_ADDRESS": address}}
-        _start(home, "warm", kinds["running cluster"])
-        starts: dict[str, list[Seconds]] = {kind: [] for kind in kinds}
-        for pair in range(pairs):
-            for kind, environment in kinds.items():
-                starts[kind].append(_start(home, f"{kind.split()[0]}-{pair}", environment))
-    for kind, measured in starts.items():
-        _print(kind, measured)
+        _start(home, "warm", {})
+        _print("own cluster", [_start(home, f"own-{start}", {}) for start in range(starts)])
+        with _running_cluster() as environment:
+            _start(home, "first", environment)
+            _print("running cluster", [_start(home, f"joined-{start}", environment) for start in range(starts)])
     helps = [_timed(lambda: finish(_vaegan({}, "--help"))) for _ in range(5)]
     print(f"\nvaegan --help: {_spread(helps)} s")
 
@@ -86,22 +85,25 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 @contextmanager
-def _running_cluster(home: Path) -> Iterator[str]:
-    """The address of a cluster in a process group of its own."""
-    port = free_port()
-    ray = str(Path(sys.executable).with_name("ray"))
+def _running_cluster() -> Iterator[dict[str, str]]:
+    """The environment of commands that join a cluster, while it runs."""
+    port, ray = free_port(), str(Path(sys.executable).with_name("ray"))
     ports = ["--port", str(port), "--dashboard-port", str(free_port()), "--ray-client-server-port", str(free_port())]
-    head = subprocess.Popen(
-        [ray, "start", "--head", "--block", *ports],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"RAY_TMPDIR": str(home)},
-    )
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        head.terminate()
-        head.wait()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # a head may ask for one unbidden
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        head = subprocess.Popen(
+            [ray, "start", "--head", "--block", *ports],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | token | {"RAY_TMPDIR": folder},
+            start_new_session=True,
+        )
+        try:
+            wait_for(lambda: (Path(folder) / "ray" / "ray_current_cluster").exists())
+            yield token | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+        finally:
+            kill(head)
 
 
 def _vaegan(environment: dict[str, str], *arguments: str) -> "subprocess.Popen[str]":
