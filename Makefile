@@ -1,16 +1,20 @@
 # git, make and Python >= 3.11 are all a fresh machine needs: every target makes .venv first, when it is missing or old.
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check format clean
+.PHONY: help demo test test-gpu lint check bench bench-gpu format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Of the GPU targets; a machine with torch and pytest needs nothing else: make test-gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(BIN)/python
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help:
 	echo "make demo    from nothing to a registered model and demo.png, on two CPU cores"
 	echo "make test    the tests"
 	echo "make check   ruff, mypy --strict and every test, as CI runs them"
+	echo "make bench   every benchmark, beside pythae: an hour on two quiet cores"
+	echo "make test-gpu, make bench-gpu    the same for one GPU"
 
 demo: .venv/ready data/digits/dataset.json
 	$(BIN)/vaegan tune run tune_configs/digits.yaml
@@ -35,6 +39,17 @@ lint: .venv/dev
 check: lint
 	$(BIN)/python -m pytest
 
+BENCHMARKS := step whole_run two_workers data_path growth startup
+
+bench: .venv/bench
+	for name in $(BENCHMARKS); do echo; echo "== $$name"; $(BIN)/python -m tests.bench.$$name || exit 1; done
+
+test-gpu: $(if $(filter $(BIN)/%,$(GPU_PYTHON)),.venv/dev)
+	$(GPU_PYTHON) -m pytest -m gpu tests/vaegan
+
+bench-gpu: $(if $(filter $(BIN)/%,$(GPU_PYTHON)),.venv/bench)
+	$(GPU_PYTHON) -m tests.bench.gpu
+
 format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -47,6 +62,10 @@ format: .venv/dev
 
 .venv/dev: .venv/ready
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+.venv/bench: .venv/ready
+	$(PIP) --editable '.[bench]'
 	touch $@
 
 clean:

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
 
-import psutil
 import torch
 from torch import nn
 
@@ -42,20 +42,13 @@ def arguments(script: str | None) -> argparse.ArgumentParser:
 
 
 def machine() -> str:
-    """CPU, cores, memory and versions, and what others were doing on them."""
+    """CPU, cores, memory and versions, and how busy they were already."""
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "pyarrow", "ray", "mlflow") if find_spec(name))
     return (
-        f"{_processor()}, {os.cpu_count()} cores, {ram:.0f} GiB; Python {platform.python_version()}, "
-        f"torch {version('torch')}, pyarrow {version('pyarrow')}; others used {settled():.0%} of the cores at the start"
+        f"{_processor()}, {os.cpu_count()} cores, {ram:.0f} GiB; Python {platform.python_version()}, {versions}; "
+        f"load average {os.getloadavg()[0]:.1f} at the start"
     )
-
-
-def settled(patience_s: float = 10.0) -> float:
-    """Wait, for so long at most, until other processes leave the cores alone. Returns the share they use."""
-    deadline = time.monotonic() + patience_s
-    while (busy := psutil.cpu_percent(interval=0.5) / 100) > 0.1 and time.monotonic() < deadline:
-        pass
-    return busy
 
 
 def alternating(variants: Mapping[str, Callable[[], float]], pairs: int) -> dict[str, list[float]]:
