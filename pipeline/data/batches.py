@@ -155,7 +155,9 @@ class Images:
 
     def _read_into(self, shard: Shard, start: int) -> None:
         assert self._whole is not None
-        self._whole[start : start + shard.rows] = self._read(shard)
+        # through numpy: a torch operation would give this thread OpenMP threads of its own, and once there are more of
+        # them than cores, all of them sleep between any two operations, in training too
+        self._whole.numpy()[start : start + shard.rows] = self._read(shard).numpy()
 
 
 class Feed:

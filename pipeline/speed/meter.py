@@ -1,8 +1,6 @@
 """The accounting of a run while it goes on: figures of every stretch between two points of its curves."""
 
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -41,15 +39,13 @@ class Meter:
 class Account:
     """What rank 0 makes of a stretch: figures beside what its device could do."""
 
-    def __init__(
-        self, ceilings: Ceilings, precision: torch.dtype | None, ranks: int, count_flop: Callable[[], float]
-    ) -> None:
-        """count_flop: floating point operations an image; called beside the first steps."""
+    def __init__(self, ceilings: Ceilings, precision: torch.dtype | None, ranks: int, flop: float) -> None:
+        """flop: floating point operations an image."""
         self._ceilings = ceilings
         self._precision = precision
         self._ranks = ranks
-        self._flop = ThreadPoolExecutor(1, "flop").submit(count_flop)
+        self._per_image = Cost(flop)
 
     def figures(self, stretch: Stretch) -> dict[str, float]:
         """`speed/<figure>` -> value, see `pipeline.speed.figures.speed`."""
-        return speed(stretch, Cost(self._flop.result()), self._ceilings, self._precision, self._ranks)
+        return speed(stretch, self._per_image, self._ceilings, self._precision, self._ranks)

@@ -97,7 +97,10 @@ class Loop:
         self._stepper = Stepper(settings, feed, shape, execution, ranks)
         self._state = self._stepper.state
         self._meter = Meter(ranks.device, ranks.world, self._stepper.communication)
-        self._account = None if ceilings is None else Account(ceilings, execution.dtype, ranks.world, self._flop)
+        self._account: Account | None = None
+        if ceilings is not None:
+            flop = flop_per_image(settings.networks, settings.objective, shape)
+            self._account = Account(ceilings, execution.dtype, ranks.world, flop)
         self._logged: list[Tensor] = []
         self._writer = Background()
         self._unreported: dict[str, float] | None = None
@@ -151,9 +154,6 @@ class Loop:
     def _write_point(self, values: dict[str, float], stretch: Stretch) -> None:
         assert self._journal is not None and self._account is not None
         self._journal.metrics(self._state.progress.images_seen, values | self._account.figures(stretch))
-
-    def _flop(self) -> float:
-        return flop_per_image(self._settings.networks, self._settings.objective, self._description.shape)
 
     def _checkpoint(self) -> Ending | None:
         """Evaluate the averaged model, and start to save."""

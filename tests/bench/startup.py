@@ -39,13 +39,13 @@ Seconds = dict[str, float]
 def main(starts: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        finish(_vaegan({}, "data", "prepare", "digits", "--out", str(home / "digits")))
+        finish(vaegan({}, "data", "prepare", "digits", "--out", str(home / "digits")))
         _start(home, "warm", {})
         _print("own cluster", [_start(home, f"own-{start}", {}) for start in range(starts)])
         with _running_cluster() as environment:
             _start(home, "first", environment)
             _print("running cluster", [_start(home, f"joined-{start}", environment) for start in range(starts)])
-    helps = [_timed(lambda: finish(_vaegan({}, "--help"))) for _ in range(5)]
+    helps = [_timed(lambda: finish(vaegan({}, "--help"))) for _ in range(5)]
     print(f"\nvaegan --help: {_spread(helps)} s")
 
 
@@ -62,7 +62,7 @@ def _start(home: Path, name: str, environment: dict[str, str]) -> Seconds:
     }
     began = time.time()
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    finish(_vaegan(environment, "train", "digits", *sets))
+    finish(vaegan(environment, "train", "digits", *sets))
     first = next(event for event, _ in read_journal(home / name, 0) if event.kind == "metrics")
     seconds = {cause: float(str(first.body.get(f"startup/{cause}", "nan"))) for cause in CAUSES}
     return seconds | {"whole": first.time_ms / 1000 - began}
@@ -106,7 +106,7 @@ def _running_cluster() -> Iterator[dict[str, str]]:
             kill(head)
 
 
-def _vaegan(environment: dict[str, str], *arguments: str) -> "subprocess.Popen[str]":
+def vaegan(environment: dict[str, str], *arguments: str) -> "subprocess.Popen[str]":
     """On the one cluster that `environment` names, whatever this shell does."""
     own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.Popen(
