@@ -29,12 +29,11 @@ class Ranks:
     def wrap(self, network: nn.Module) -> nn.Module:
         """A learner whose gradients are averaged over the ranks, bucket by bucket while its backward goes on.
 
-        Gradients are views of what is sent, and there are no buffers to keep equal. No static graph: that would corrupt
-        alternating gradients without a word.
+        Gradients are views of what is sent. No static graph: that would corrupt alternating gradients without a word.
         """
         if self.world == 1:
             return network
-        return DistributedDataParallel(network, gradient_as_bucket_view=True, broadcast_buffers=False)
+        return DistributedDataParallel(network, gradient_as_bucket_view=True)
 
     def add(self, *tensors: Tensor) -> None:
         """Sum each over the ranks, in place."""

@@ -28,8 +28,8 @@ from vaegan import build
 KEEP_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592"
 }
-"""glibc would give large tensors back to the kernel as soon as they are freed, and ask for their pages again in the next
-step, a fault each: 5 to 10 % of a float32 step on a CPU."""
+"""glibc would give large tensors back to the kernel as soon as they are freed, and ask for their pages again in the
+next step, a fault each: 5 to 10 % of a float32 step on a CPU."""
 
 
 class Outcome(NamedTuple):

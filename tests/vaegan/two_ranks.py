@@ -79,7 +79,7 @@ def train(
 
 def train_all(rank: int, cases: list[Case], image_shape: Shape, parts: int) -> list[Trained]:
     """Every case on one of two ranks."""
-    wrap = partial(DistributedDataParallel, gradient_as_bucket_view=True, broadcast_buffers=False)
+    wrap = partial(DistributedDataParallel, gradient_as_bucket_view=True)
     return [train(case, image_shape, rank, RANKS, wrap, mean_over_ranks, parts) for case in cases]
 
 
