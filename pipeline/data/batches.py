@@ -25,7 +25,9 @@ from pipeline.data.pixels import shape_of, unpacked
 from pipeline.errors import Mistake
 
 READERS = 4
-"""Shards read at a time: hashing and decoding let go of the interpreter."""
+"""Shards read at a time where all are held: hashing and decoding let go of the interpreter."""
+SCRATCH = 3
+"""Shards' worth of memory that reading one takes for a moment: its file, its column, and the copy that stays."""
 
 Ids = npt.NDArray[np.int64]
 """Row numbers in the split, counted through its shards."""
@@ -86,13 +88,15 @@ class Images:
         self._starts = np.array([0, *accumulate(shard.rows for shard in self._shards)], dtype=np.int64)
         self._budget = budget_mb * 2**20
         self._held: OrderedDict[int, Future[Tensor]] = OrderedDict()
-        self._readers = ThreadPoolExecutor(READERS, "images")
+        self._reader = ThreadPoolExecutor(1, "images")
         self._whole: Tensor | None = None
         if self._bytes(int(self._starts[-1])) <= self._budget:
             self._whole = torch.empty((int(self._starts[-1]), *manifest.shape), dtype=torch.uint8)
-            list(self._readers.map(self._read_into, self._shards, self._starts))
+            with ThreadPoolExecutor(READERS) as readers:
+                list(readers.map(self._read_into, self._shards, self._starts))
         else:
             self._require_room_for(window)
+            self._budget -= self._bytes(SCRATCH * self._largest)
 
     @property
     def streamed(self) -> bool:
@@ -131,18 +135,22 @@ class Images:
         if index not in self._held:
             while self._held and self._held_bytes() + self._bytes(self._shards[index].rows) > self._budget:
                 self._held.popitem(last=False)
-            self._held[index] = self._readers.submit(self._read, self._shards[index])
+            self._held[index] = self._reader.submit(self._read, self._shards[index])
         self._held.move_to_end(index)
         return self._held[index]
 
     def _require_room_for(self, window: int) -> None:
-        largest = max(shard.rows for shard in self._shards)
-        needed = self._bytes(2 * (window + 2 * largest))  # this window and the next, with the shards they only touch
+        both = 2 * (window + 2 * self._largest)  # this window and the next, with the shards they only touch
+        needed = self._bytes(both + SCRATCH * self._largest)
         if needed > self._budget:
             raise Mistake(
                 f"data.budget_mb is {self._budget // 2**20}: streaming with data.window {window} takes "
                 f"{-(-needed // 2**20)} MB a worker; raise the budget or lower the window"
             )
+
+    @property
+    def _largest(self) -> int:
+        return max(shard.rows for shard in self._shards)
 
     def _held_bytes(self) -> int:
         return sum(self._bytes(self._shards[index].rows) for index in self._held)
@@ -151,7 +159,9 @@ class Images:
         return rows * prod(self._manifest.shape)
 
     def _read(self, shard: Shard) -> Tensor:
-        return read_shard(self._filesystem, self._folder, shard)
+        images = read_shard(self._filesystem, self._folder, shard)
+        pa.default_memory_pool().release_unused()  # what was scratch is the budget's again
+        return images
 
     def _read_into(self, shard: Shard, start: int) -> None:
         assert self._whole is not None

@@ -7,7 +7,7 @@
 2. Seconds from the opening of a prepared set to its first batch, each in a process that has only imported, warm disk.
    Target: 1 s for 60,000 images.
 3. Peak resident memory of a process that streams one epoch of a set 4 times `data.budget_mb`, less the peak of one
-   that opens the manifest and reads nothing. Target: no more than the budget.
+   that reads a Parquet file of one row. Target: no more than the budget.
 """
 
 import tempfile
@@ -17,10 +17,12 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from pipeline.data import manifest as manifests
-from pipeline.data.batches import Feed
+from pipeline.data.batches import SCRATCH, Feed
 from tests.bench.common import (
     BERNOULLI,
     DIGITS,
@@ -120,7 +122,7 @@ def memory(folder: Path, sizes: Sizes) -> None:
     used = epoch - nothing
     table(
         "Memory while one epoch is streamed",
-        ["MB of pixels", "budget, MB", "peak, reads nothing", "peak, streams", "difference", "share of the budget"],
+        ["MB of pixels", "budget, MB", "peak, one row", "peak, streams", "difference", "share of the budget"],
         [[f"{all_mb:.0f}", str(budget), f"{nothing:.0f}", f"{epoch:.0f}", f"{used:.0f}", f"{used / budget:.2f}"]],
     )
 
@@ -134,6 +136,7 @@ def seconds_to_first_batch(path: str) -> float:
 def peak_mb(path: str, images: int, sizes: Sizes) -> float:
     """Of this process, after it has streamed so many images."""
     torch.set_num_threads(1)
+    pq.read_table(pa.BufferReader(_tiny_parquet()))  # libraries load for any set
     if images:
         reader = _streamed(path, 128, sizes)
         for position in range(0, images, 128):
@@ -143,11 +146,17 @@ def peak_mb(path: str, images: int, sizes: Sizes) -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
 
 
+def _tiny_parquet() -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"one": [1]}), sink, compression="zstd")
+    return sink.getvalue()
+
+
 def _streamed(path: str, batch: int, sizes: Sizes) -> Feed:
     """With a quarter of the set for a budget, and the widest window that leaves room for its shards."""
     manifest, budget = manifests.load(path), _quarter_mb(path)
     rows = int(budget / megabytes(manifest) * manifest.rows("train"))
-    return feed(path, batch, rows // 2 - 2 * sizes.shard_rows, budget)
+    return feed(path, batch, int((rows - SCRATCH * sizes.shard_rows) / 2 - 2 * sizes.shard_rows), budget)
 
 
 def _quarter_mb(path: str) -> int:

@@ -232,8 +232,8 @@ def test_another_seed_is_another_run(digits, tmp_path):
 
 
 def test_neither_intervals_nor_memory_change_what_is_learned(shards, tmp_path):
-    one = run(tiny(shards, tmp_path, {"name": "one", "data.window": 200}))
-    rules = {"log_every": 32, "checkpoints.every": 32, "data.budget_mb": 1, "data.window": 200}
+    one = run(tiny(shards, tmp_path, {"name": "one", "data.window": 150}))
+    rules = {"log_every": 32, "checkpoints.every": 32, "data.budget_mb": 1, "data.window": 150}
     other = run(tiny(shards, tmp_path, rules | {"name": "other"}))
     assert weights_of(one.directory / "images-000000256") == weights_of(other.directory / "images-000000256")
 
