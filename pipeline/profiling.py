@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, record_function
 
 from pipeline.data import manifest as manifests
 from pipeline.data.batches import Ids
-from pipeline.data.loader import Source, feed_of
+from pipeline.data.loader import Stream, feed_of
 from pipeline.errors import Mistake
 from pipeline.ranks import Ranks
 from pipeline.settings import Settings, load
@@ -58,9 +58,7 @@ def profile(source: str, overrides: Sequence[str], steps: int | None, out: Path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prepare(device)
     ceilings = measure(device)
-    way = candidates(device, precision_for(settings.compute.precision, ceilings), ranks=1)[
-        0
-    ]  # phases can be told apart
+    way, *_ = candidates(device, precision_for(settings.compute.precision, ceilings), ranks=1)  # with phases to tell
     game = _game(settings, device, way)
     cost = _cost(game)
     _print_subject(game)
@@ -109,7 +107,7 @@ def _game(settings: Settings, device: torch.device, execution: Execution) -> Gam
     return Game(settings, device, execution, stepper, shape, source)
 
 
-def _feed(settings: Settings) -> tuple[Source, Shape, str]:
+def _feed(settings: Settings) -> tuple[Stream, Shape, str]:
     """The data set of the settings; random images where it is not on this disk."""
     data = settings.data
     if "://" not in data.path and not Path(data.path).exists():

@@ -142,7 +142,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 class Journal:
-    """Appends events. One writer at a time.
+    """Appends events, each in one write: one process at a time, whose threads may append beside each other.
 
     A run that resumes from a checkpoint lives through some images again: points it has written before are not written
     twice, so the tracker holds each once.

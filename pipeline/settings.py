@@ -222,6 +222,8 @@ class Settings:
         require(self.average_half_life >= 0, "average_half_life", self.average_half_life, "a number of images >= 0")
         if self.objective.schedule == "joint" and self.optimizers.generator != Optimizer():
             raise ValueError("optimizers.generator has no effect with objective.schedule joint; leave it out")
+        if self.compute.recompute and self.networks.family == "mlp":
+            raise ValueError("compute.recompute has no effect with networks.family mlp; leave it out")
         fewest, most = self.workers.range
         for count in range(fewest, most + 1):
             if self.data.batch % count:

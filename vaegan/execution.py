@@ -1,4 +1,4 @@
-"""How a step is computed on a device. Nothing here changes what is computed, but for rounding.
+"""How a step is computed on a device. Nothing here changes what is computed, but for its precision.
 
 `assemble` makes an Engine: the players of a schedule, in a memory format, a precision, perhaps compiled, and perhaps
 replayed from one CUDA graph. B batch, T terms.
@@ -65,7 +65,7 @@ def prepare(device: torch.device) -> None:
 
 
 class Engine:
-    """A step as one call: nothing in it waits for the device."""
+    """A step as one call. None waits for the device but the one that is captured, once."""
 
     def __init__(
         self, turns: Sequence[Turn], players: Players, execution: Execution, agree: Agree = alone, parts: int = 1

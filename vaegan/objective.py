@@ -131,8 +131,9 @@ def optimizer(settings: config.Optimizer, network: nn.Module) -> torch.optim.Opt
 
     On a GPU its rate and its count of steps are tensors there, so that a captured step can use them.
     """
-    on_gpu = next(network.parameters()).is_cuda
-    lr = torch.tensor(settings.lr, device="cuda") if on_gpu else settings.lr
+    device = next(network.parameters()).device
+    on_gpu = device.type == "cuda"
+    lr = torch.tensor(settings.lr, device=device) if on_gpu else settings.lr
     made: torch.optim.Optimizer
     if settings.kind == "adam":
         betas = (settings.momentum, settings.decay)

@@ -30,7 +30,7 @@ def alone(value: Tensor) -> Tensor:
 
 
 Watch = Callable[[str], AbstractContextManager[object]]
-"""Entered around each `forward`, `backward` and `update` of a step, by whoever measures them."""
+"""Entered around each `forward`, `backward`, `update` and `wait` for other ranks in a step, by whoever measures them."""
 
 
 def unwatched(phase: str) -> AbstractContextManager[object]:
@@ -151,7 +151,8 @@ def step(
                 found.append(_descend(turn, players, share, make, weights, parts, watch))
         terms = found[0] if parts == 1 else {name: torch.cat([part[name] for part in found]) for name in found[0]}
         if turn.gate is not None:
-            rests = turn.gate(terms, agree)
+            with watch("wait"):
+                rests = turn.gate(terms, agree)
         with watch("update"):
             move(player, rests, None if turn.pace is None else weights[turn.pace])
         logged |= {f"{turn.name}/{name}": term for name, term in terms.items()}

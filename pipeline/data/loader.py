@@ -17,7 +17,7 @@ from pipeline.settings import Settings
 from vaegan.step import Batch, Noise
 
 
-class Source(Protocol):
+class Stream(Protocol):
     """Where a loader's images come from: `pipeline.data.batches.Feed` says what its methods do."""
 
     def at(self, position: int) -> tuple[Ids, Tensor]: ...
@@ -82,7 +82,7 @@ class Loader:
     lies on the device where it takes no more than a quarter of the free memory.
     """
 
-    def __init__(self, feed: Source, chance: Chance, device: torch.device) -> None:
+    def __init__(self, feed: Stream, chance: Chance, device: torch.device) -> None:
         self._feed = feed
         self._chance = chance
         self._device = device

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
-from torch.distributed.distributed_c10d import _get_default_group
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
@@ -59,7 +58,8 @@ class Communication:
         self._current.append(sent)
         if bucket.is_last():
             self._end_of_backward()
-        return self._average(_get_default_group(), bucket).then(lambda done: self._arrived(sent, done))
+        averaged = self._average(None, bucket)  # type: ignore[arg-type]  # None: among all ranks
+        return averaged.then(lambda done: self._arrived(sent, done))
 
     def _arrived(self, sent: "_Bucket", done: Future[Tensor]) -> Tensor:
         sent.end = mark(self._device)  # on a GPU, of the stream that follows the all-reduce

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-Counter = Callable[[], float]
-"""Joules since some moment in the past."""
+Counter = Callable[[], float | None]
+"""Joules since some moment in the past; None where that can't be told any more."""
 
 
 class Energy:
@@ -13,14 +13,14 @@ class Energy:
 
     def __init__(self, counter: Counter | None) -> None:
         self._counter = counter
-        self._before = counter() if counter is not None else 0.0
+        self._before = counter() if counter is not None else None
 
     def read(self) -> float | None:
         """Joules since the last reading, or None where nothing counts."""
         if self._counter is None:
             return None
         before, self._before = self._before, self._counter()
-        return self._before - before
+        return None if before is None or self._before is None else self._before - before
 
 
 def energy_of(device: torch.device) -> Energy:
@@ -45,4 +45,11 @@ def nvml_counter(uuid: str) -> Counter | None:
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except pynvml.NVMLError:
         return None
-    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000  # it counts millijoules
+
+    def joules() -> float | None:
+        try:
+            return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000  # it counts millijoules
+        except pynvml.NVMLError:  # a run does not end because nobody counts
+            return None
+
+    return joules

@@ -59,7 +59,7 @@ def speed(
 
 def _shares(stretch: Stretch) -> dict[str, float]:
     """Of the time, by phase. DDP waits for gradients inside `backward`: that part is communication."""
-    taken = {phase: stretch.phases.get(phase, 0.0) for phase in PHASES}
+    taken = dict.fromkeys(PHASES, 0.0) | dict(stretch.phases)
     taken["backward"] -= stretch.sent.exposed
     taken["communication"] += stretch.sent.exposed
     shares = {f"share_{phase}": spent / stretch.seconds for phase, spent in taken.items()}

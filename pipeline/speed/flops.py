@@ -27,22 +27,11 @@ def flop_per_image(networks: config.Networks, objective: config.Objective, shape
         model = build(networks, objective.likelihood, shape)
     model.to_empty(device="cpu")  # steps on meta would import torch's compiler, which takes seconds
     everyone = players(model, objective, config.Optimizers())
-    still = {name: player._replace(optimizer=_Still(player.network)) for name, player in everyone.items()}
     batch, noise = Batch(torch.empty(COUNTED, *shape)), Noise(*torch.empty(2, COUNTED, networks.latent))
     weights = dict.fromkeys(("kl", "adversarial"), torch.ones(()))
     with FlopCounterMode(display=False) as counter:
-        step(turns(objective), still, batch, noise, weights)
+        step(turns(objective), everyone, batch, noise, weights)
     return float(counter.get_total_flops() / COUNTED)
-
-
-class _Still(torch.optim.Optimizer):
-    """Moves nothing."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__(network.parameters(), {"lr": 0.0, "initial_lr": 0.0})
-
-    def step(self, closure: object = None) -> None:  # type: ignore[override]
-        pass
 
 
 class Cost(NamedTuple):

@@ -11,7 +11,8 @@ from pipeline.speed.marks import Mark, mark, passed, seconds
 
 PHASES = ("data", "forward", "backward", "update", "communication", "wait")
 """`data`: batch and noise onto the device. `forward`, `backward`, `update`: vaegan.step. `communication`: what the
-backward waits for gradients of other ranks. `wait`: agreements between ranks, which wait for the slowest."""
+backward waits for gradients of other ranks. `wait`: agreements between ranks, which wait for the slowest. A captured
+step is one phase, `step`, instead."""
 
 
 class Phases:

@@ -73,7 +73,7 @@ def write(directory: Path, state: Snapshot, description: Description, figures: M
     temporary.mkdir()
     try:
         for name, tensors in state.tensors.items():
-            _save({key: value.contiguous() for key, value in tensors.items()}, temporary / f"{name}.safetensors")
+            _save(tensors, temporary / f"{name}.safetensors")
         body = {"progress": state.facts, "figures": dict(figures), "description": description.to_json()}
         (temporary / STATE).write_text(json.dumps(body, indent=2) + "\n")
         (temporary / MANIFEST).write_text(json.dumps(_fingerprints(temporary), indent=2) + "\n")
@@ -99,6 +99,12 @@ def restore(path: Path, state: TrainState) -> None:
     """Bring a run back to a checkpoint."""
     files = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
     state.restore(files, json.loads((path / STATE).read_text())["progress"])
+
+
+def figures_of(path: Path) -> dict[str, float]:
+    """What a checkpoint's evaluation found."""
+    figures: dict[str, float] = json.loads((path / STATE).read_text())["figures"]
+    return figures
 
 
 def load_average(path: Path) -> tuple[Autoencoder, Description]:

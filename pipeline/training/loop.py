@@ -36,6 +36,7 @@ from pipeline.training.start import Start
 from pipeline.training.state import Snapshot, TrainState
 from pipeline.training.stepper import Stepper
 from vaegan import Autoencoder
+from vaegan.execution import prepare
 from vaegan.networks.ports import Shape
 from vaegan.objective import weights_at
 
@@ -55,6 +56,7 @@ def train(settings: Settings, directory: Path, ranks: Ranks, report: Report, sta
 
     A Mistake that shows at the start, such as damaged data, ends the run on every rank; a later one is raised.
     """
+    prepare(ranks.device)
     material, trouble = None, ""
     try:
         material = _material(settings, ranks)
@@ -147,7 +149,7 @@ class Loop:
         progress.seconds += stretch.seconds
         self._logged = []
         failed = self._failed(partial(self._write_point, values | self._start.points(), stretch))
-        if failed is None and not self._ranks.any(self._writer.busy):
+        if failed is None and self._unreported is not None and not self._ranks.any(self._writer.busy):
             failed = self._settled()
         return failed
 
@@ -236,6 +238,8 @@ class Loop:
         path, troubles = self._chosen()
         if path is not None:
             checkpoints.restore(path, self._state)
+            figures, images_seen = checkpoints.figures_of(path), self._state.progress.images_seen
+            self._unreported = {**figures, "images_seen": float(images_seen)}  # it may have been saved and not told
         if self._journal is None:
             return
         for trouble in troubles:

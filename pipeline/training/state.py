@@ -60,7 +60,9 @@ class TrainState:
     def snapshot(self) -> Snapshot:
         """A copy of all of it."""
         copied = {
-            name: {key: value.to("cpu", copy=True) for key, value in tensors.items()}
+            name: {
+                key: value.to("cpu", copy=True, memory_format=torch.contiguous_format) for key, value in tensors.items()
+            }
             for name, tensors in self.tensors().items()
         }
         return Snapshot(self.progress.images_seen, copied, self.facts())
@@ -88,3 +90,7 @@ def _restore(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if value.shape == parameter.shape:  # fused optimisers take for granted that both lie in the same order
+                values[key] = torch.empty_like(parameter).copy_(value)

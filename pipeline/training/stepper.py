@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.batches import Ids
-from pipeline.data.loader import Chance, Loader, Source
+from pipeline.data.loader import Chance, Loader, Stream
 from pipeline.ranks import Ranks
 from pipeline.settings import Settings
 from pipeline.speed.communication import Communication
@@ -25,7 +25,7 @@ from vaegan.step import Watch
 class Stepper:
     """Steps of a run. Its state before the first image is the same on every rank: it follows from the seed."""
 
-    def __init__(self, settings: Settings, feed: Source, shape: Shape, execution: Execution, ranks: Ranks) -> None:
+    def __init__(self, settings: Settings, feed: Stream, shape: Shape, execution: Execution, ranks: Ranks) -> None:
         """Raises ValueError where the networks can't take images of that shape."""
         compute, data = settings.compute, settings.data
         self.communication = Communication(ranks.device, compressed=compute.gradients == "bf16")
@@ -63,8 +63,9 @@ class Stepper:
             self.state.average.update()
         progress.images_seen += settings.data.batch
         progress.order_digest = _chained(progress.order_digest, ids)
-        with watch("data"):
-            self._loader.prepare(progress.images_seen)
+        if progress.images_seen < settings.stop.images:
+            with watch("data"):
+                self._loader.prepare(progress.images_seen)
         return means
 
 

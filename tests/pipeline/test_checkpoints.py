@@ -71,6 +71,20 @@ def halves(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Halves:
     return Halves(uninterrupted, run(tiny(digits, homes[1], every)))
 
 
+CONV = {"networks": {"family": "conv", "width": 8, "latent": 4, "norm": "group"}, "log_every": 32}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_of_convolutions_does_too(digits, tmp_path, precision):
+    """In fp32 weights lie channels last in memory, and their file does not: the optimiser's moments must follow."""
+    every = CONV | {"compute.precision": precision, "checkpoints.every": 64}
+    whole = run(tiny(digits, tmp_path / "whole", every | {"stop.images": 128}))
+    run(tiny(digits, tmp_path / "halves", every | {"stop.images": 64}))
+    halves = run(tiny(digits, tmp_path / "halves", every | {"stop.images": 128}))
+    ours, theirs = (weights_of(one.directory / "images-000000128") for one in (whole, halves))
+    assert ours == theirs
+
+
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does_bit_for_bit(halves):
     ours, theirs = (one.directory / f"images-{WHOLE:09d}" for one in halves)
     assert weights_of(ours) == weights_of(theirs)

@@ -1,6 +1,7 @@
 """How steps are computed is chosen once, by measurement, and stays with the run."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,20 @@ def test_a_run_keeps_its_way_on_another_device(tmp_path):
     assert json.loads((tmp_path / "one" / "execution.json").read_text())["precision"] == "bf16"
 
 
+def test_a_run_that_resumes_on_less_keeps_of_its_way_what_it_can(tmp_path):
+    stored = Execution(precision="bf16", channels_last=True, compiled=True, captured=True)
+    (tmp_path / "execution.json").write_text(json.dumps(asdict(stored)))
+    settings = tiny("nowhere", tmp_path)
+    for device, world, kept in (
+        ("cuda", 1, stored),
+        ("cuda", 2, replace(stored, captured=False)),
+        ("cpu", 1, replace(stored, captured=False, compiled=False)),
+    ):
+        assert choice._possible(stored, Ranks(0, world, torch.device(device))) == kept
+    assert chosen(settings, tmp_path, SHAPE, Ranks(), SLOW_BF16, lambda text: None) == kept
+    assert json.loads((tmp_path / "execution.json").read_text()) == asdict(stored), "for when there is more again"
+
+
 def test_every_way_has_a_number_that_ranks_can_tell_each_other():
     assert len(set(EVERY_WAY)) == len(EVERY_WAY) == 16
     for device in ("cpu", "cuda"):
@@ -65,6 +80,14 @@ def test_the_fastest_is_chosen_told_and_kept_for_siblings(tmp_path, two_ways):
     assert told == ["steps are fp32 + channels_last: measured fp32 20.0 ms, fp32 + channels_last 10.0 ms"] * 2
 
 
+def test_what_a_search_varies_is_not_measured_again(tmp_path, two_ways):
+    assert way_of(tmp_path) == LAST
+    (tmp_path / "two").mkdir()
+    varied = {"objective.beta": 3.0, "objective.lambda": 0.1, "optimizers.autoencoder.lr": 1e-5, "seed": 4}
+    settings = tiny("nowhere", tmp_path, varied)
+    assert chosen(settings, tmp_path / "two", SHAPE, Ranks(), SLOW_BF16, lambda text: None) == LAST
+
+
 def test_other_networks_are_measured_anew(tmp_path, two_ways):
     assert way_of(tmp_path) == LAST
     two_ways[EAGER].append(0.01)
@@ -78,6 +101,7 @@ def test_a_way_that_does_not_work_here_is_told_and_not_chosen(tmp_path, two_ways
     settings = tiny("nowhere", tmp_path)
     assert chosen(settings, tmp_path, SHAPE, Ranks(), SLOW_BF16, told.append) == EAGER
     assert told[0] == "steps can't be fp32 + channels_last here: IndexError: pop from empty list"
+    assert list(tmp_path.glob(".execution-*")) == [], "it may work for the next"
 
 
 def test_the_time_of_a_step_is_measured_on_a_model_that_is_thrown_away(tmp_path):
@@ -85,9 +109,9 @@ def test_the_time_of_a_step_is_measured_on_a_model_that_is_thrown_away(tmp_path)
     assert 0 < choice._timed(EAGER, settings, SHAPE, Ranks()) < 1
 
 
-def test_a_run_in_parts_and_with_recomputation_learns_what_a_plain_one_does(digits, tmp_path):
+def test_a_run_in_parts_learns_what_a_plain_one_does(digits, tmp_path):
     plain = run(tiny(digits, tmp_path, {"name": "plain"}))
-    parts = run(tiny(digits, tmp_path, {"name": "parts", "compute.accumulate": 4, "compute.recompute": True}))
+    parts = run(tiny(digits, tmp_path, {"name": "parts", "compute.accumulate": 4}))
     for ours, theirs in zip(parts.reports, plain.reports, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
 

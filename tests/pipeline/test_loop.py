@@ -144,7 +144,7 @@ def test_an_ended_run_ends_again_at_once_and_writes_no_point(digits, tmp_path):
     told, weights = points(first.directory), weights_of(first.directory / "images-000000256")
     again = run(tiny(digits, tmp_path))
     assert again.ending == first.ending
-    assert again.reports == []
+    assert again.reports == first.reports[-1:], "a kill may have come between saving and telling"
     assert points(again.directory) == told
     assert weights_of(again.directory / "images-000000256") == weights
 
