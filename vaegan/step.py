@@ -30,7 +30,7 @@ def alone(value: Tensor) -> Tensor:
 
 
 Watch = Callable[[str], AbstractContextManager[object]]
-"""Entered around each `forward`, `backward`, `update` and `wait` for other ranks in a step, by whoever measures them."""
+"""Entered around each `forward`, `backward`, `update` and `wait` for other ranks, by whoever measures a step."""
 
 
 def unwatched(phase: str) -> AbstractContextManager[object]:
