@@ -19,7 +19,7 @@ from torch import nn
 from vaegan import build, config
 from vaegan.model import Learner
 from vaegan.objective import players, turns, weights_at
-from vaegan.step import Batch, Noise, Player, step
+from vaegan.step import Batch, Noise, Player, Watch, step, unwatched
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -113,6 +113,7 @@ def training(
     *,
     precision: torch.dtype | None = None,
     wrap: Callable[[Learner], nn.Module] = lambda learner: learner,
+    watch: Watch = unwatched,
 ) -> Training:
     """The same weights, images and noise every time it is called."""
     torch.manual_seed(0)
@@ -121,7 +122,7 @@ def training(
     images = Batch(torch.rand(batch, *shape))
     noise = Noise(*torch.randn(2, batch, networks.latent))
     moves, weights = turns(objective), weights_at(objective, 0)
-    return Training(everyone, lambda: step(moves, everyone, images, noise, weights))
+    return Training(everyone, lambda: step(moves, everyone, images, noise, weights, watch=watch))
 
 
 def _processor() -> str:

@@ -5,18 +5,21 @@
 Both are the same pair of processes, which take turns, on the word of a barrier, between learners inside DDP and bare
 learners; global batch 128, 64 each, conv networks of width 16 at 3x32x32. A third set of learners carries a hook that
 times each all-reduce from its start to its end; what of that is not hidden behind the backward is the difference to the
-bare learners. `one process` has the whole batch while the other rests. Ends with a model of the cost on 256 GPUs.
+bare learners. Three more ask what limits DDP: all gradients in one bucket, half the bytes, and `waits alone`, which
+sends nothing and meets at a barrier before every update. `one process` has the whole batch while the other rests. Ends
+with a model of the cost on 256 GPUs.
 """
 
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
@@ -41,6 +44,8 @@ from vaegan.objective import players
 
 SHAPE, GLOBAL_BATCH, RANKS = (3, 32, 32), 128, 2
 OBJECTIVES = {"plain": PLAIN, "joint": JOINT}
+TOGETHER = ("control", "DDP", "DDP, hook", "DDP, one bucket", "DDP, bf16", "waits alone")
+"""Variants in which both ranks work, and their rates add up."""
 
 Measured = dict[str, list[float]]
 """Variant -> its rates; `in flight`: share of the step's time with an all-reduce under way; `calls`: of them a step."""
@@ -67,7 +72,7 @@ def show(found: dict[str, Measured]) -> None:
     rows = []
     for name, by_variant in found.items():
         control = by_variant["control"]
-        for variant in ("control", "DDP", "DDP, hook", "one process"):
+        for variant in (*TOGETHER, "one process"):
             rates = by_variant[variant]
             rows.append([name, variant, spread(rates), spread(ratios(rates, control), ".3f")])
     table("Two workers of one thread", ["schedule", "", "images/s together", "of the control (target 0.95)"], rows)
@@ -84,9 +89,9 @@ def measured(objective: config.Objective, pairs: int, steps: int) -> Measured:
     """Rates of the two ranks together."""
     with tempfile.TemporaryDirectory() as folder:
         first, second = on_two_ranks(on_a_rank, Path(folder), objective, pairs, steps)
-    both = {"DDP", "DDP, hook", "control"}
     return {
-        name: [a + b if name in both else a for a, b in zip(first[name], second[name], strict=True)] for name in first
+        name: [a + b if name in TOGETHER else a for a, b in zip(first[name], second[name], strict=True)]
+        for name in first
     }
 
 
@@ -96,6 +101,9 @@ def on_a_rank(rank: int, objective: config.Objective, pairs: int, steps: int) ->
     bare = training(SMALL, objective, SHAPE, share)
     inside = training(SMALL, objective, SHAPE, share, wrap=ranks.wrap)
     hooked = training(SMALL, objective, SHAPE, share, wrap=ranks.wrap)
+    one_bucket = training(SMALL, objective, SHAPE, share, wrap=in_one_bucket)
+    halved = training(SMALL, objective, SHAPE, share, wrap=in_bf16)
+    meeting = training(SMALL, objective, SHAPE, share, watch=meet)
     whole = training(SMALL, objective, SHAPE, GLOBAL_BATCH)
     timer = Timer(hooked)
     found = alternating(
@@ -103,11 +111,34 @@ def on_a_rank(rank: int, objective: config.Objective, pairs: int, steps: int) ->
             "control": lambda: _rate(bare, share, steps),
             "DDP": lambda: _rate(inside, share, steps),
             "DDP, hook": lambda: _rate(hooked, share, steps),
+            "DDP, one bucket": lambda: _rate(one_bucket, share, steps),
+            "DDP, bf16": lambda: _rate(halved, share, steps),
+            "waits alone": lambda: _rate(meeting, share, steps),
             "one process": lambda: _rate(whole, GLOBAL_BATCH, steps if rank == 0 else 0),
         },
         pairs,
     )
     return found | timer.summary(pairs, steps, [share * steps / rate for rate in found["DDP, hook"]])
+
+
+def in_one_bucket(learner: nn.Module) -> nn.Module:
+    """All gradients at once, when the backward is over: fewer messages, and nothing to hide behind."""
+    return DistributedDataParallel(learner, gradient_as_bucket_view=True, bucket_cap_mb=100)
+
+
+def in_bf16(learner: nn.Module) -> nn.Module:
+    """Half the bytes."""
+    learner = Ranks(dist.get_rank(), RANKS).wrap(learner)
+    assert isinstance(learner, DistributedDataParallel)
+    learner.register_comm_hook(None, bf16_compress_hook)
+    return learner
+
+
+def meet(phase: str) -> AbstractContextManager[object]:
+    """Ranks that send nothing, and wait for each other where DDP would: before every update."""
+    if phase == "update":
+        dist.barrier()
+    return nullcontext()
 
 
 class Timer:
