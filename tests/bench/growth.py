@@ -177,7 +177,7 @@ def _steps(cases: Mapping[int, tuple[tuple[int, int, int], int]], given: argpars
 
 def _epoch_rate(path: str, rows: int, budget_mb: int) -> float:
     started, images = time.perf_counter(), 128
-    reader = feed(path, images, rows // 4, budget_mb)
+    reader = feed(path, images, rows // 10, budget_mb)
     for position in range(0, rows, images):
         reader.at(position)
     return rows / (time.perf_counter() - started)
