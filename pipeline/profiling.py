@@ -3,7 +3,6 @@
 import os
 import resource
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,10 +22,10 @@ from pipeline.errors import Mistake
 from pipeline.ranks import Ranks
 from pipeline.settings import Settings, load
 from pipeline.speed.ceiling import Ceilings, measure
-from pipeline.speed.energy import energy_of
 from pipeline.speed.figures import Stretch, speed
 from pipeline.speed.flops import Cost, step_cost
-from pipeline.speed.phases import PHASES, Phases
+from pipeline.speed.meter import Meter
+from pipeline.speed.phases import PHASES
 from pipeline.table import print_table
 from pipeline.training.choice import precision_for
 from pipeline.training.stepper import Stepper
@@ -126,25 +125,22 @@ def _cost(game: Game) -> Cost:
 
 def _measured(game: Game, steps: int | None, cost: Cost, ceilings: Ceilings) -> dict[str, float]:
     """The figures of so many steps, after a few that warm up."""
-    phases, energy = Phases(game.device), energy_of(game.device)
-    warming_s = _seconds(game, WARM_UP, phases)
+    meter = Meter(game.device, game.stepper.communication)
+    warming_s = _stretch(game, WARM_UP, meter).seconds
     steps = steps or max(FEWEST, round(ENOUGH_S * WARM_UP / warming_s))
-    phases.read(), energy.read()
     if game.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(game.device)  # the copy that was measured took more
-    took_s = _seconds(game, steps, phases)
-    stretch = Stretch(steps, steps * game.settings.data.batch, took_s, phases.read(), joules=energy.read())
-    return speed(stretch, cost, ceilings, game.execution.dtype)
+    return speed(_stretch(game, steps, meter), cost, ceilings, game.execution.dtype)
 
 
-def _seconds(game: Game, steps: int, phases: Phases) -> float:
-    """That so many steps take, until the device is done with them."""
-    start = time.perf_counter()
+def _stretch(game: Game, steps: int, meter: Meter) -> Stretch:
+    """So many steps, until the device is done with them."""
+    meter.begin()
     for _ in range(steps):
-        game.stepper.step(phases)
+        game.stepper.step(meter.phases)
     if game.device.type == "cuda":
         torch.cuda.synchronize(game.device)
-    return time.perf_counter() - start
+    return meter.read(steps, steps * game.settings.data.batch)
 
 
 def _traced(game: Game, out: Path) -> list[FunctionEventAvg]:

@@ -15,9 +15,8 @@ from pipeline.speed.phases import Phases
 class Meter:
     """Measures one rank of several that do equal work. `phases` is the watch that its steps are passed."""
 
-    def __init__(self, device: torch.device, ranks: int, communication: Communication) -> None:
+    def __init__(self, device: torch.device, communication: Communication) -> None:
         self.phases = Phases(device)
-        self._ranks = ranks
         self._communication = communication
         self._energy = energy_of(device)
         self._since = time.monotonic()

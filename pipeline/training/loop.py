@@ -98,7 +98,7 @@ class Loop:
         execution = chosen(settings, directory, shape, ranks, ceilings, self._note_at_start)
         self._stepper = Stepper(settings, feed, shape, execution, ranks)
         self._state = self._stepper.state
-        self._meter = Meter(ranks.device, ranks.world, self._stepper.communication)
+        self._meter = Meter(ranks.device, self._stepper.communication)
         self._account: Account | None = None
         if ceilings is not None:
             flop = flop_per_image(settings.networks, settings.objective, shape)
