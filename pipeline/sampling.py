@@ -14,7 +14,7 @@ from pipeline.training import checkpoints
 from vaegan import Autoencoder
 from vaegan.networks.ports import Shape
 
-COLUMNS, TITLE, GAP = 8, 20, 12
+COLUMNS, TITLE = 8, 20
 
 
 def sample_to(ref: str, home: Path, out: Path, count: int, seed: int, data: str | None) -> None:
@@ -28,7 +28,7 @@ def sample_to(ref: str, home: Path, out: Path, count: int, seed: int, data: str 
         shown = pictures.reconstructions(autoencoder, originals, COLUMNS)
         between = pictures.interpolation(autoencoder, originals[: min(6, len(originals) // 2 * 2)], COLUMNS)
         right = [_titled("originals, and below each its reconstruction", shown), _titled("interpolations", between)]
-        picture = _joined([picture, _joined(right, down=True)])
+        picture = pictures.joined([picture, pictures.joined(right, down=True)])
     try:
         pictures.save(picture, out)
     except OSError as error:
@@ -59,17 +59,4 @@ def _titled(title: str, images: torch.Tensor) -> Image.Image:
     canvas = Image.new(picture.mode, (picture.width, picture.height + TITLE), "white")
     ImageDraw.Draw(canvas).text((2, 2), title, fill="black", font_size=TITLE - 6)
     canvas.paste(picture, (0, TITLE))
-    return canvas
-
-
-def _joined(parts: list[Image.Image], *, down: bool = False) -> Image.Image:
-    """Pictures below each other, or side by side."""
-    widths, heights = [part.width for part in parts], [part.height for part in parts]
-    gaps = GAP * (len(parts) - 1)
-    size = (max(widths), sum(heights) + gaps) if down else (sum(widths) + gaps, max(heights))
-    canvas = Image.new(parts[0].mode, size, "white")
-    along = 0
-    for part in parts:
-        canvas.paste(part, (0, along) if down else (along, 0))
-        along += GAP + (part.height if down else part.width)
     return canvas
