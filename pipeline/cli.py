@@ -51,6 +51,16 @@ def data_prepare(parsed: argparse.Namespace) -> None:
     print(f"{parsed.out}: {splits} images of {shape}{skipped}; sha256 {manifest.digest[:12]}")
 
 
+def features_train(parsed: argparse.Namespace) -> None:
+    """Train the classifier of a data set."""
+    from pipeline.data import manifest
+    from pipeline.evaluation.classifier import trained
+
+    card = trained(parsed.data, manifest.load(parsed.data), parsed.column)
+    accuracies = ", ".join(f"{name} {share:.1%}" for name, share in zip(card.columns, card.accuracy, strict=True))
+    print(f"{parsed.data}: classifier of {accuracies} on held-out images; sha256 {card.sha256[:12]}")
+
+
 def train(parsed: argparse.Namespace) -> None:
     """Train one run."""
     began = time.time()
@@ -113,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_data(commands)
+    _add_features(commands)
     _add_train(commands)
     _add_tune(commands)
     _add_register(commands)
@@ -143,6 +154,23 @@ vaegan data prepare parquet ~/captioned --column image --out data/captioned""",
     command.add_argument("--root", type=Path, help="where torchvision finds a copy; then nothing is downloaded")
     command.add_argument("--column", help="image column of a parquet source, where it has several")
     command.add_argument("--skip-bad", action="store_true", help="leave unreadable images out, and count them")
+
+
+def _add_features(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    group = _group(commands, "features", "what figures are measured on")
+    command = _command(
+        group,
+        "train",
+        features_train,
+        "train a small classifier of a data set's labels, once; figures are then measured on its features",
+        """\
+vaegan features train --data data/fashion
+vaegan features train --data data/nouns --column head --column body""",
+    )
+    command.add_argument("--data", required=True, help="a prepared data set; the classifier is kept beside its shards")
+    command.add_argument(
+        "--column", action="append", default=[], help="what to classify; may be given again (default: label)"
+    )
 
 
 def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

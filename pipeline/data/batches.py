@@ -218,8 +218,33 @@ def first_images(path: str, manifest: Manifest, split: str, count: int) -> Tenso
     return torch.cat(parts)
 
 
+def first_columns(path: str, manifest: Manifest, split: str, names: Sequence[str], count: int) -> Tensor:
+    """Columns of whole numbers beside the first `count` images of a split, (N, K) int64. Raises Mistake."""
+    filesystem, folder = location(path)
+    parts: list[Tensor] = []
+    for shard in shards_of(manifest, split):
+        if count <= 0:
+            break
+        table = _table(filesystem, folder, shard, names)
+        for name in names:
+            if table.column(name).null_count:
+                raise Mistake(f"{folder}/{shard.path}: column {name!r} has gaps; every image needs a value there")
+        columns = [table.column(name).cast(pa.int64()).to_numpy().copy() for name in names]
+        parts.append(torch.stack([torch.from_numpy(column) for column in columns], 1)[:count])
+        count -= len(parts[-1])
+    return torch.cat(parts)
+
+
 def read_shard(filesystem: fs.FileSystem, folder: str, shard: Shard) -> Tensor:
     """The images of one shard, (rows, C, H, W) uint8, once its sha256 has been checked. Raises Mistake."""
+    table = _table(filesystem, folder, shard, [IMAGE])
+    shape = shape_of(table.schema.field(IMAGE))
+    if shape is None:
+        raise Mistake(f"{folder}/{shard.path}: prepared by an earlier version; prepare the data again")
+    return torch.from_numpy(unpacked(table.column(IMAGE).combine_chunks(), shape).copy())
+
+
+def _table(filesystem: fs.FileSystem, folder: str, shard: Shard, columns: Sequence[str]) -> pa.Table:
     place = f"{folder}/{shard.path}"
     try:
         with filesystem.open_input_stream(place) as stream:
@@ -228,8 +253,4 @@ def read_shard(filesystem: fs.FileSystem, folder: str, shard: Shard) -> Tensor:
         raise Mistake(f"{place}: {error}; prepare the data again") from None
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise Mistake(f"{place}: its sha256 differs from the manifest's: damaged or replaced; prepare the data again")
-    table = pq.read_table(pa.BufferReader(data), columns=[IMAGE])
-    shape = shape_of(table.schema.field(IMAGE))
-    if shape is None:
-        raise Mistake(f"{place}: prepared by an earlier version; prepare the data again")
-    return torch.from_numpy(unpacked(table.column(IMAGE).combine_chunks(), shape).copy())
+    return pq.read_table(pa.BufferReader(data), columns=list(columns))
