@@ -24,6 +24,11 @@ class Sent(NamedTuple):
     """Seconds of these in which nothing was left to compute: a part of the phase `backward`."""
     bytes: int
     """That entered all-reduces. A ring sends 2 (n - 1) / n of them over each link of n ranks."""
+    buckets: int
+    """All-reduces that they went in."""
+
+
+NOTHING = Sent(0.0, 0.0, 0, 0)
 
 
 class Communication:
@@ -38,7 +43,7 @@ class Communication:
         self._bytes_each = 2 if compressed else None
         self._current: list[_Bucket] = []
         self._backwards: deque[list[_Bucket]] = deque()
-        self._sent = Sent(0.0, 0.0, 0)
+        self._sent = NOTHING
 
     def watched(self, learner: nn.Module) -> nn.Module:
         """The same learner; where it is inside DDP, its all-reduces are timed from now on."""
@@ -49,7 +54,7 @@ class Communication:
     def read(self) -> Sent:
         """Of the backwards since the last reading. On a GPU this waits for those under way."""
         self._add(len(self._backwards))
-        read, self._sent = self._sent, Sent(0.0, 0.0, 0)
+        read, self._sent = self._sent, NOTHING
         return read
 
     def _all_reduce(self, state: object, bucket: GradBucket) -> Future[Tensor]:
@@ -75,8 +80,10 @@ class Communication:
         for _ in range(count):
             buckets = self._backwards.popleft()
             busy, exposed = spent([bucket.times(buckets[0].start) for bucket in buckets])
-            sent = sum(bucket.bytes for bucket in buckets)
-            self._sent = Sent(self._sent.seconds + busy, self._sent.exposed + exposed, self._sent.bytes + sent)
+            before, sent = self._sent, sum(bucket.bytes for bucket in buckets)
+            self._sent = Sent(
+                before.seconds + busy, before.exposed + exposed, before.bytes + sent, before.buckets + len(buckets)
+            )
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from pipeline.speed.ceiling import Ceilings
-from pipeline.speed.communication import Sent
+from pipeline.speed.communication import NOTHING, Sent
 from pipeline.speed.flops import Cost
 from pipeline.speed.phases import PHASES
 
@@ -21,7 +21,7 @@ class Stretch(NamedTuple):
     """From the first step's start to the last one's end."""
     phases: Mapping[str, float]
     """Seconds by phase, of this rank."""
-    sent: Sent = Sent(0.0, 0.0, 0)
+    sent: Sent = NOTHING
     joules: float | None = None
     """Of this rank's device; None where nothing counts them."""
 

@@ -12,10 +12,13 @@ from PIL import Image
 
 from pipeline.data import manifest as manifests
 from pipeline.data import prepare as preparing
-from pipeline.data.batches import Feed, Images, Order, shards_of
+from pipeline.data.batches import Feed
+from pipeline.data.loader import feed_of
 from pipeline.data.manifest import Manifest
 from pipeline.data.prepare import SHARD_ROWS, prepare
 from pipeline.data.sources import LABEL, Picture, Rows
+from pipeline.ranks import Ranks
+from pipeline.settings import Data, Settings
 
 SEED = 0
 
@@ -55,8 +58,6 @@ def megabytes(manifest: Manifest) -> float:
 
 
 def feed(path: str, batch: int, window: int, budget_mb: int) -> Feed:
-    """What a single rank reads from, opened as training opens it."""
-    manifest = manifests.load(path)
-    images = Images(path, manifest, "train", window, budget_mb)
-    order = Order([shard.rows for shard in shards_of(manifest, "train")], SEED, window)
-    return Feed(order, images, batch, slice(0, batch))
+    """What a single rank reads from."""
+    data = Data(path=path, batch=batch, window=window, budget_mb=budget_mb)
+    return feed_of(Settings(name="bench", seed=SEED, data=data), manifests.load(path), Ranks())

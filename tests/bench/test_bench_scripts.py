@@ -75,10 +75,6 @@ def test_a_ring_costs_nothing_alone_and_twice_the_bytes_at_last():
     assert two_workers.all_reduce_s(1024, 50e9, 0) == pytest.approx(2, rel=1e-2)
 
 
-def test_time_under_way_counts_overlapping_all_reduces_once():
-    assert two_workers._covered([(0.0, 2.0), (1.0, 3.0), (5.0, 6.0)]) == pytest.approx(4)
-
-
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_two_workers(capsys):

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
-from torch.futures import Future
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.ranks import Ranks
 from pipeline.settings import load
+from pipeline.speed.communication import Communication, Sent
 from tests.bench.common import (
     JOINT,
     PLAIN,
@@ -100,17 +100,24 @@ def on_a_rank(rank: int, objective: config.Objective, pairs: int, steps: int) ->
     ranks, share = Ranks(rank, RANKS), GLOBAL_BATCH // RANKS
     bare = training(SMALL, objective, SHAPE, share)
     inside = training(SMALL, objective, SHAPE, share, wrap=ranks.wrap)
-    hooked = training(SMALL, objective, SHAPE, share, wrap=ranks.wrap)
+    communication = Communication(ranks.device)
+    hooked = training(SMALL, objective, SHAPE, share, wrap=lambda learner: communication.watched(ranks.wrap(learner)))
     one_bucket = training(SMALL, objective, SHAPE, share, wrap=in_one_bucket)
     halved = training(SMALL, objective, SHAPE, share, wrap=in_bf16)
     meeting = training(SMALL, objective, SHAPE, share, watch=meet)
     whole = training(SMALL, objective, SHAPE, GLOBAL_BATCH)
-    timer = Timer(hooked)
+    sent: list[Sent] = []
+
+    def timed() -> float:
+        rate = _rate(hooked, share, steps)
+        sent.append(communication.read())
+        return rate
+
     found = alternating(
         {
             "control": lambda: _rate(bare, share, steps),
             "DDP": lambda: _rate(inside, share, steps),
-            "DDP, hook": lambda: _rate(hooked, share, steps),
+            "DDP, hook": timed,
             "DDP, one bucket": lambda: _rate(one_bucket, share, steps),
             "DDP, bf16": lambda: _rate(halved, share, steps),
             "waits alone": lambda: _rate(meeting, share, steps),
@@ -118,7 +125,13 @@ def on_a_rank(rank: int, objective: config.Objective, pairs: int, steps: int) ->
         },
         pairs,
     )
-    return found | timer.summary(pairs, steps, [share * steps / rate for rate in found["DDP, hook"]])
+    counted = sent[1:]  # the first run warms up, and its first step cuts other buckets
+    return found | {
+        "in flight": [
+            one.seconds * rate / share / steps for one, rate in zip(counted, found["DDP, hook"], strict=True)
+        ],
+        "calls": [one.buckets / steps for one in counted],
+    }
 
 
 def in_one_bucket(learner: nn.Module) -> nn.Module:
@@ -139,43 +152,6 @@ def meet(phase: str) -> AbstractContextManager[object]:
     if phase == "update":
         dist.barrier()
     return nullcontext()
-
-
-class Timer:
-    """Times the all-reduces of learners inside DDP."""
-
-    def __init__(self, learning: Training) -> None:
-        self.spans: list[tuple[float, float]] = []
-        for player in learning.players.values():
-            assert isinstance(player.learner, DistributedDataParallel)
-            player.learner.register_comm_hook(None, self.reduce)
-
-    def reduce(self, _: object, bucket: dist.GradBucket) -> Future[Tensor]:
-        """DDP's own all-reduce, timed."""
-        started = time.perf_counter()
-
-        def done(future: Future[Tensor]) -> Tensor:
-            self.spans.append((started, time.perf_counter()))
-            return future.value()
-
-        return allreduce_hook(dist.group.WORLD, bucket).then(done)
-
-    def summary(self, pairs: int, steps: int, seconds: list[float]) -> Measured:
-        """Of each run after the first, which warms up and whose first step cuts other buckets. seconds: of each run."""
-        calls = round(len(self.spans) / (pairs + 1) / steps)
-        counted = self.spans[-calls * steps * pairs :]
-        runs = [counted[run * calls * steps : (run + 1) * calls * steps] for run in range(pairs)]
-        shares = [_covered(run) / took for run, took in zip(runs, seconds, strict=True)]
-        return {"in flight": shares, "calls": [float(calls)] * pairs}
-
-
-def _covered(spans: list[tuple[float, float]]) -> float:
-    """Seconds in which at least one is under way."""
-    covered, end = 0.0, 0.0
-    for start, stop in sorted(spans):
-        covered += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return covered
 
 
 def _rate(learning: Training, batch: int, steps: int) -> float:
