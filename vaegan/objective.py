@@ -170,14 +170,15 @@ def joint_draft(objective: config.Objective, players: Players, batch: Batch, noi
 def discriminator_terms(
     objective: config.Objective, players: Players, batch: Batch, noise: Noise, made: Callable[[], Made]
 ) -> Terms:
-    """-L_GAN: `real`, `samples` and, where D judges them, `reconstructions`."""
+    """-L_GAN: `real`, `samples` and, where D judges them, `reconstructions`. To be told: the logits behind them."""
     fakes = ("reconstructions", "samples") if objective.judge_reconstructions else ("samples",)
     seen = torch.cat([batch.images, made().shown.detach()])
     judged: Judgement = players["discriminator"].learner(seen)  # one forward: DDP synchronises once
     real_B, *fake_logits = judged.logits_B.split(len(batch.images))
-    return {"real": real_loss(real_B)} | {
+    losses = {"real": real_loss(real_B)} | {
         name: fake_loss(logits_B) for name, logits_B in zip(fakes, fake_logits, strict=True)
     }
+    return losses | {"logit_real": real_B.detach(), "logit_fake": torch.stack(fake_logits).mean(0).detach()}
 
 
 def generator_terms(
@@ -245,7 +246,7 @@ def feature_nats(objective: config.Objective, players: Players, batch: Batch, ju
 def rest(gate: config.Gate, terms: Terms, agree: Agree) -> Rests:
     """Who rests, by Larsen's released code: decided on losses agreed over ranks, so every rank decides alike."""
     real = terms["real"].mean()
-    fake = torch.stack([term.mean() for name, term in terms.items() if name != "real"]).mean()
+    fake = torch.stack([terms[name].mean() for name in ("samples", "reconstructions") if name in terms]).mean()
     losses = agree(torch.stack([real, fake]))
     discriminator_ahead = (losses < gate.equilibrium - gate.margin).any()
     decoder_ahead = (losses > gate.equilibrium + gate.margin).any()

@@ -13,12 +13,15 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 Terms = dict[str, Tensor]
-"""Name -> the term of each image, unweighted, in nats, (B,). The total and the log are made of the same dict."""
+"""Name -> the term of each image, unweighted, in nats, (B,). The total and the log are made of the same dict; what is
+to be told and not descended, such as logits, is a term cut off from its graph."""
 
 Weights = Mapping[str, Tensor]
-"""Name of a term -> its weight, a scalar; a term without one counts once."""
+"""Name of a term -> its weight, a scalar; a term without one counts once. Name of a player -> what its learning rate is
+multiplied by; a player without one keeps its rate."""
 
 Agree = Callable[[Tensor], Tensor]
 """Mean of a tensor over the ranks. Whatever is not linear in the batch passes its inputs through this, then decides."""
@@ -130,7 +133,7 @@ def step(
     parts: int = 1,
     watch: Watch = unwatched,
 ) -> Terms:
-    """Every turn once. Returns every term as `turn/term`, (B,), detached.
+    """Every turn once. Returns every term as `turn/term`, (B,), detached, and `turn/gradient_norm`, a scalar.
 
     parts: over how many forwards and backwards a turn's gradient is accumulated, a divisor of B. The memory is that of
     one part; a draft is then made again for each turn, since keeping it would keep the activations of the whole.
@@ -153,9 +156,10 @@ def step(
         if turn.gate is not None:
             with watch("wait"):
                 rests = turn.gate(terms, agree)
-        with watch("update"):
-            move(player, rests, None if turn.pace is None else weights[turn.pace])
         logged |= {f"{turn.name}/{name}": term for name, term in terms.items()}
+        with watch("update"):
+            logged[f"{turn.name}/gradient_norm"] = gradient_norm(player.network)
+            move(player, rests, _pace(turn, weights))
     return logged
 
 
@@ -179,6 +183,11 @@ def move(player: Player, rests: Rests | None = None, pace: Tensor | None = None)
     player.optimizer.step()
     for (part, mask), old in zip(resting, before, strict=True):
         _take_back(_movable(part, player.optimizer), old, mask)
+
+
+def gradient_norm(network: nn.Module) -> Tensor:
+    """Of the gradients that are there, all of them as one vector: a scalar."""
+    return get_total_norm([weight.grad for weight in network.parameters() if weight.grad is not None])
 
 
 @contextmanager
@@ -223,6 +232,14 @@ def _averaging(learner: nn.Module, now: bool) -> AbstractContextManager[object]:
     """DDP sends gradients in the last backward of a turn alone."""
     wait = getattr(learner, "no_sync", None)
     return nullcontext() if now or wait is None else wait()
+
+
+def _pace(turn: Turn, weights: Weights) -> Tensor | None:
+    """What scales the learning rate in this turn: its player's weight, and the turn's own."""
+    pace = weights.get(turn.player)
+    if turn.pace is None:
+        return pace
+    return weights[turn.pace] if pace is None else weights[turn.pace] * pace
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, pace: Tensor) -> None:

@@ -20,16 +20,25 @@ TERMS = {
     "plain": {
         "train/discriminator/real",
         "train/discriminator/samples",
+        "train/discriminator/logit_real",
+        "train/discriminator/logit_fake",
+        "train/discriminator/gradient_norm",
         "train/generator/adversarial",
+        "train/generator/gradient_norm",
         "train/autoencoder/reconstruction",
         "train/autoencoder/kl",
+        "train/autoencoder/gradient_norm",
     },
     "joint": {
         "train/discriminator/real",
         "train/discriminator/samples",
+        "train/discriminator/logit_real",
+        "train/discriminator/logit_fake",
+        "train/discriminator/gradient_norm",
         "train/autoencoder/reconstruction",
         "train/autoencoder/kl",
         "train/autoencoder/adversarial",
+        "train/autoencoder/gradient_norm",
     },
 }
 FIGURES = {"eval/fd_pca64/samples", "eval/fd_pca64/reconstructions", "eval/psnr/reconstructions"}

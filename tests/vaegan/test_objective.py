@@ -98,10 +98,12 @@ def test_the_saturating_generator_descends_exactly_what_the_discriminator_ascend
 def test_every_term_is_of_each_image(settings: config.Objective) -> None:
     at = game(settings)
     logged = step(turns(settings), at.players, at.batch, at.noise, weights_at(settings, 0))
-    assert {term.shape for term in logged.values()} == {(6,)}
     assert not any(term.requires_grad for term in logged.values())
+    norms = {name for name, term in logged.items() if term.shape == ()}
+    assert norms == {f"{turn.name}/gradient_norm" for turn in turns(settings)}
+    assert {logged[name].shape for name in logged.keys() - norms} == {(6,)}
     fakes = {"samples", "reconstructions"} if settings.judge_reconstructions else {"samples"}
-    expected = {f"discriminator/{name}" for name in {"real"} | fakes}
+    expected = norms | {f"discriminator/{name}" for name in {"real", "logit_real", "logit_fake"} | fakes}
     expected |= {"autoencoder/reconstruction", "autoencoder/kl"}
     expected.add("generator/adversarial" if settings.schedule == "plain" else "autoencoder/adversarial")
     assert logged.keys() == expected
@@ -172,6 +174,36 @@ def test_lambda_in_plain_leaves_the_other_rates_alone() -> None:
     step(turns(PLAIN), at.players, at.batch, at.noise, weights(kl=1.0, adversarial=0.25))
     rates = {name: player.optimizer.param_groups[0]["lr"] for name, player in at.players.items()}
     assert rates == {"autoencoder": 1e-3, "discriminator": 2e-3, "generator": 0.25 * 3e-3}
+
+
+@every_objective
+def test_a_player_with_a_rate_of_nought_is_held_and_with_a_tenth_goes_a_tenth_of_the_way(
+    settings: config.Objective,
+) -> None:
+    for turn in turns(settings):
+        ways = []
+        for rate in (1.0, 0.1, 0.0):
+            at = game(settings)
+            at = at._replace(players=with_sgd(at.players, 0.1))
+            network = at.players[turn.player].network
+            before = values(network)
+            take(turn, at, kl=1.0, adversarial=0.5, **{turn.player: rate})
+            ways.append([after - start for after, start in zip(values(network), before, strict=True)])
+        whole, tenth, held = ways
+        torch.testing.assert_close(tenth, [0.1 * way for way in whole])
+        assert all((way == 0).all() for way in held)
+
+
+@every_objective
+def test_the_gradient_norm_is_the_length_of_the_step_of_gradient_descent(settings: config.Objective) -> None:
+    for turn in turns(settings):
+        at = game(settings)
+        at = at._replace(players=with_sgd(at.players, 1.0))
+        network = at.players[turn.player].network
+        before = values(network)
+        logged = take(turn, at, kl=1.0)
+        ways = [(after - start).flatten() for after, start in zip(values(network), before, strict=True)]
+        torch.testing.assert_close(logged[f"{turn.name}/gradient_norm"], torch.cat(ways).norm())
 
 
 # --- gradient routing -------------------------------------------------------------------------------------------------
@@ -520,9 +552,19 @@ def test_a_discriminator_at_a_loss_pays_log_two() -> None:
     for parameter in at.model.discriminator.fc2.parameters():  # type: ignore[union-attr]
         nn.init.zeros_(parameter)
     logged = take(turn_of(LARSEN, "discriminator"), at)
-    assert len(logged) == 3
-    for term in logged.values():
-        torch.testing.assert_close(term, torch.full((6,), log(2)))
+    for name in ("real", "samples", "reconstructions"):
+        torch.testing.assert_close(logged[f"discriminator/{name}"], torch.full((6,), log(2)))
+    for name in ("logit_real", "logit_fake"):
+        torch.testing.assert_close(logged[f"discriminator/{name}"], torch.zeros(6))
+
+
+@every_objective
+def test_the_logits_that_are_told_are_those_that_the_losses_are_of(settings: config.Objective) -> None:
+    logged = take(turn_of(settings, "discriminator"), game(settings))
+    real, fake = (logged[f"discriminator/logit_{which}"] for which in ("real", "fake"))
+    torch.testing.assert_close(logged["discriminator/real"], objective.real_loss(real))
+    judged = [loss for name, loss in logged.items() if name.endswith(("/samples", "/reconstructions"))]
+    torch.testing.assert_close(fake, torch.stack([loss.expm1().log() for loss in judged]).mean(0))
 
 
 # --- the step's bookkeeping -------------------------------------------------------------------------------------------
