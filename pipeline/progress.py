@@ -12,7 +12,7 @@ from typing import Never
 from tqdm import tqdm
 
 from pipeline.rundir import JOURNAL, Event, read_journal
-from pipeline.settings import BETTER, Settings
+from pipeline.settings import Settings, better
 
 TRIALS = "{desc}: {n_fmt} of {total_fmt} trials ended [{elapsed}{postfix}]"
 
@@ -24,6 +24,8 @@ SHORT = {
     "train/discriminator/real": "d_real",
     "train/discriminator/samples": "d_fake",
     "eval/fd_pca64/samples": "fd_pca64",
+    "eval/fd_classifier/samples": "fd_classifier",
+    "eval/fid/samples": "fid",
 }
 
 
@@ -121,9 +123,9 @@ class _Trials:
                 percent = 100 * event.step / self._settings.stop.images
                 self._running[trial] = f"{trial.name} {percent:.0f}% {speed:.0f} img/s"
             case "metrics", body if metric in body:
-                better = min if BETTER[metric] == "min" else max
+                best_of = min if better(metric) == "min" else max
                 figure = float(str(body[metric]))
-                self._best[trial] = better(figure, self._best.get(trial, figure))
+                self._best[trial] = best_of(figure, self._best.get(trial, figure))
             case "warning", {"text": str(text)}:
                 self._bar.write(f"{trial.name}: {text}", file=sys.stderr)
             case "status", {"text": "RUNNING"}:

@@ -23,14 +23,16 @@ from vaegan.config import STRICT, Networks, Objective, Optimizer, Optimizers, re
 Tree = dict[str, object]
 """A parsed YAML file."""
 
-Metric = Literal["eval/fd_pca64/samples", "eval/fd_pca64/reconstructions", "eval/psnr/reconstructions"]
+Extractor = Literal["pca64", "classifier", "inception"]
+EXTRACTORS: tuple[Extractor, ...] = get_args(Extractor)
 
-BETTER: dict[str, Literal["min", "max"]] = {
-    "eval/fd_pca64/samples": "min",
-    "eval/fd_pca64/reconstructions": "min",
-    "eval/psnr/reconstructions": "max",
-}
-"""Which way each figure of an evaluation is better. None depends on beta or lambda, as a loss would."""
+SETS = ("fd", "kd", "precision", "recall", "density", "coverage")
+"""Figures that compare two sets of images by an extractor's features."""
+SIMILARITIES = ("psnr", "ssim", "ms_ssim", "lpips")
+NATS = ("nelbo", "reconstruction_nats", "importance_nats", "bits_per_dim")
+FACTORS = ("mig", "dci_disentanglement", "dci_completeness", "dci_informativeness", "sap", "factor_vae")
+LOWER = frozenset({"fd", "kd", "fid", "kid", "lpips", "kl", "aggregate_gap", *NATS})
+"""What is better lower; all else is better higher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +87,8 @@ class Checkpoints:
     """Images between checkpoints."""
     num_to_keep: int = 2
     """The best so many, and the newest."""
-    metric: Metric = "eval/fd_pca64/samples"
-    """What "best" means."""
+    metric: str = "eval/fd_pca64/samples"
+    """What "best" means: a figure of `evaluation` that does not depend on beta or lambda, as a loss would."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "every", self.every, "a number of images >= 1")
@@ -104,10 +106,17 @@ class Evaluation:
     """Held-out images, the first so many."""
     samples: int = 10_000
     """Images drawn from the prior."""
+    extractors: tuple[Extractor, ...] = ("pca64",)
+    """What gives the features that sets of images are compared by. classifier: of `vaegan features train`. inception:
+    the standard one, where its weights are on the machine."""
+    inception: str | None = None
+    """Its file of weights, where that is not in torch's own folder."""
 
     def __post_init__(self) -> None:
         require(self.images >= 3, "images", self.images, "a number of images >= 3")
         require(self.samples >= 3, "samples", self.samples, "a number of images >= 3")
+        each_once = 0 < len(self.extractors) == len(set(self.extractors))
+        require(each_once, "extractors", list(self.extractors), f"some of {', '.join(EXTRACTORS)}, each once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +233,7 @@ class Settings:
             raise ValueError("optimizers.generator has no effect with objective.schedule joint; leave it out")
         if self.compute.recompute and self.networks.family == "mlp":
             raise ValueError("compute.recompute has no effect with networks.family mlp; leave it out")
+        self._require_metric()
         fewest, most = self.workers.range
         for count in range(fewest, most + 1):
             if self.data.batch % count:
@@ -238,8 +248,46 @@ class Settings:
                     "taken in so many equal parts; choose a number that divides it"
                 )
 
+    def _require_metric(self) -> None:
+        metric, extractors = self.checkpoints.metric, self.evaluation.extractors
+        likelihood = self.objective.likelihood.kind
+        given = rankable(extractors, likelihood)
+        if metric in given:
+            return
+        if metric in rankable(EXTRACTORS, likelihood):
+            remedy = f"evaluation.extractors are {', '.join(extractors)}; add the one it is measured with"
+        else:
+            nearest = difflib.get_close_matches(metric, given, n=1, cutoff=0)
+            remedy = f"no figure that checkpoints can be ranked by; did you mean {nearest[0]}?"
+        raise ValueError(f"checkpoints.metric is {metric!r}: {remedy}")
+
 
 ADAPTER = TypeAdapter(Settings)
+
+
+def set_figure(kind: str, extractor: str, of: str) -> str:
+    """The name of one of SETS: only the standard Inception's distances are called FID and KID."""
+    standard = {"fd": "fid", "kd": "kid"} if extractor == "inception" else {}
+    return f"eval/{standard.get(kind, f'{kind}_{extractor}')}/{of}"
+
+
+def better(figure: str) -> Literal["min", "max"]:
+    """Which way a figure of an evaluation is better."""
+    stem = figure.split("/")[1]
+    for extractor in EXTRACTORS:
+        stem = stem.removesuffix(f"_{extractor}")
+    return "min" if stem in LOWER else "max"
+
+
+def rankable(extractors: Sequence[str], likelihood: str) -> list[str]:
+    """Figures that checkpoints can be ranked by: those of quality that these extractors and this likelihood give."""
+    samples = [set_figure(kind, extractor, "samples") for extractor in extractors for kind in SETS]
+    if "classifier" in extractors:
+        samples.append("eval/class_coverage/samples")
+    shown = [set_figure(kind, extractor, "reconstructions") for extractor in extractors for kind in SETS]
+    shown += [f"eval/{kind}/reconstructions" for kind in SIMILARITIES]
+    nats = [f"eval/{kind}/images" for kind in NATS if kind != "bits_per_dim" or likelihood == "gaussian"]
+    return [*samples, *shown, *nats, *(f"eval/{kind}/latents" for kind in FACTORS)]
 
 
 def is_model_name(name: str) -> bool:

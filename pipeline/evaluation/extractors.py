@@ -15,9 +15,8 @@ from pipeline.data.manifest import Manifest
 from pipeline.errors import Mistake
 from pipeline.evaluation import classifier
 from pipeline.evaluation.classifier import Card
+from pipeline.settings import EXTRACTORS
 from vaegan.metrics import fd_pca
-
-NAMES = ("pca64", "classifier", "inception")
 
 
 class Extractor(Protocol):
@@ -69,7 +68,7 @@ def open_extractor(
             return Classifier(*classifier.kept(data, manifest), device)
         case "inception":
             return Inception(inception_weights(inception), device)
-    raise Mistake(f"extractor {name!r} is not known; expected one of {', '.join(NAMES)}")
+    raise Mistake(f"extractor {name!r} is not known; expected one of {', '.join(EXTRACTORS)}")
 
 
 class Pca:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipeline.settings import BETTER
+from pipeline.settings import better
 
 
 class Contender(NamedTuple):
@@ -39,6 +39,6 @@ def decide(candidate: Contender, champion: Contender | None, metric: str) -> Pro
     if metric not in champion.figures:
         return Keep(f"the champion has no {metric} to compare with")
     new, old = candidate.figures[metric], champion.figures[metric]
-    better = new < old if BETTER[metric] == "min" else new > old
+    is_better = new < old if better(metric) == "min" else new > old
     comparison = f"{metric} {new:.4g} against the champion's {old:.4g}"
-    return Promote(comparison) if better else Keep(comparison)
+    return Promote(comparison) if is_better else Keep(comparison)

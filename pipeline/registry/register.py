@@ -21,7 +21,7 @@ import vaegan
 from pipeline.errors import Mistake
 from pipeline.references import Found, find, is_model
 from pipeline.registry.decide import Contender, Promote, decide
-from pipeline.settings import BETTER, is_model_name
+from pipeline.settings import is_model_name
 from pipeline.tracking import connect, local_store, push, run_id
 from pipeline.training import checkpoints
 
@@ -148,7 +148,7 @@ def _aliased(client: MlflowClient, name: str) -> ModelVersion | None:
 
 
 def _contender(registered: ModelVersion) -> Contender:
-    figures = {metric: float(registered.tags[metric]) for metric in BETTER if metric in registered.tags}
+    figures = {name: float(value) for name, value in registered.tags.items() if name.startswith("eval/")}
     return Contender(figures, registered.tags.get(PROTOCOL, ""))
 
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import Mistake
-from pipeline.settings import BETTER
+from pipeline.settings import better
 from pipeline.training.state import Snapshot, Tensors, TrainState
 from vaegan import Autoencoder, build, config
 from vaegan.networks.ports import Shape
@@ -168,7 +168,7 @@ def listed(directory: Path) -> list[Checkpoint]:
 
 def rank(checkpoint: Checkpoint, metric: str) -> float:
     """What sorts the better checkpoint first."""
-    return checkpoint.figures[metric] if BETTER[metric] == "min" else -checkpoint.figures[metric]
+    return checkpoint.figures[metric] if better(metric) == "min" else -checkpoint.figures[metric]
 
 
 def ranked(checkpoints: Sequence[Checkpoint], metric: str) -> list[Checkpoint]:

@@ -22,7 +22,7 @@ from pipeline.evaluation import pictures
 from pipeline.evaluation.figures import Evaluator
 from pipeline.ranks import Ranks
 from pipeline.rundir import PICTURES, Journal
-from pipeline.settings import BETTER, Settings
+from pipeline.settings import Settings, better
 from pipeline.speed.ceiling import measure
 from pipeline.speed.figures import Stretch
 from pipeline.speed.flops import flop_per_image
@@ -208,7 +208,7 @@ class Loop:
     def _judge(self, figure: float) -> None:
         """Keep count of evaluations without a better one."""
         progress = self._state.progress
-        lower = BETTER[self._settings.checkpoints.metric] == "min"
+        lower = better(self._settings.checkpoints.metric) == "min"
         if progress.best is None or (figure < progress.best if lower else figure > progress.best):
             progress.best, progress.evaluations_since_best = figure, 0
         else:

@@ -15,7 +15,7 @@ from ray.tune.search import BasicVariantGenerator
 
 from pipeline.errors import Failure, Mistake
 from pipeline.rundir import Journal, ended, open_record, read_journal, read_record
-from pipeline.settings import BETTER, Tree, parse
+from pipeline.settings import Tree, better, parse
 from pipeline.training.start import Start
 from pipeline.tuning.space import Distribution, Space, filled
 
@@ -57,7 +57,7 @@ def _tune_config(space: Space, concurrent: int) -> tune.TuneConfig:
     )
     return tune.TuneConfig(
         metric=metric,
-        mode=BETTER[metric],
+        mode=better(metric),
         num_samples=search.trials,
         max_concurrent_trials=concurrent,  # without it drivers take the CPUs that workers wait for
         scheduler=scheduler,

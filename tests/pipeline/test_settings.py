@@ -1,11 +1,12 @@
 """Settings say what a run is; a mistake in them is one line with the place, the value and the remedy."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import Mistake
-from pipeline.settings import Settings, dump, flatten, identity, identity_hash, load, parse, presets, read_tree
+from pipeline.settings import Settings, better, dump, flatten, identity, identity_hash, load, parse, presets, read_tree
 from pipeline.tuning.space import take_apart
 from tests.pipeline.small import changed
 
@@ -227,3 +228,37 @@ def test_another_value_of_what_is_computed_makes_another_run(path, value):
 def test_other_data_make_another_run():
     assert identity(settings(), "d") != identity(settings(), "e")
     assert identity_hash(identity(settings(), "d")) == identity_hash(identity(settings(), "d"))
+
+
+@pytest.mark.parametrize(
+    ("figure", "way"),
+    [
+        ("eval/fd_classifier/samples", "min"),
+        ("eval/fid/reconstructions", "min"),
+        ("eval/kid/samples", "min"),
+        ("eval/coverage_inception/samples", "max"),
+        ("eval/class_coverage/samples", "max"),
+        ("eval/psnr/reconstructions", "max"),
+        ("eval/bits_per_dim/images", "min"),
+        ("eval/dci_completeness/latents", "max"),
+    ],
+)
+def test_every_figure_is_better_one_way(figure, way):
+    assert better(figure) == way
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        ("eval/fid/samples", "evaluation.extractors are pca64, classifier; add the one it is measured with"),
+        ("eval/fd_clasifier/samples", "did you mean eval/fd_classifier/samples?"),
+        ("eval/kl/images", "no figure that checkpoints can be ranked by"),
+        ("eval/bits_per_dim/images", "no figure that checkpoints can be ranked by"),
+    ],
+)
+def test_a_metric_is_a_figure_that_the_evaluation_gives(metric, told):
+    tree = {"name": "a", "objective": {"likelihood": {"kind": "bernoulli"}}}
+    tree |= {"evaluation": {"extractors": ["pca64", "classifier"]}}
+    assert parse(tree | {"checkpoints": {"metric": "eval/class_coverage/samples"}})
+    with pytest.raises(Mistake, match=re.escape(told)):
+        parse(tree | {"checkpoints": {"metric": metric}})
