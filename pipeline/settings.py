@@ -120,6 +120,26 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What a checkpoint must show to become champion of a registered model."""
+
+    __pydantic_config__ = STRICT
+
+    samples: int = 1_000
+    """Fewest images that `checkpoints.metric` is measured on. N images make a Frechet distance of F features too large
+    by about F / 4N of their variance, and less so for a model that varies less: N = 10 F keeps that below 3 %."""
+    noises: float = 3.0
+    """How many times its own noise the difference to the champion must exceed. Of equals, 3 promotes one in 700."""
+    psnr_loss: float = 1.0
+    """Decibels by which reconstructions may be worse than the champion's."""
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 1, "samples", self.samples, "a number of images >= 1")
+        require(self.noises >= 0, "noises", self.noises, "a number >= 0")
+        require(self.psnr_loss >= 0, "psnr_loss", self.psnr_loss, "decibels >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Workers:
     """Who does the work: Ray Train workers, one rank each."""
 
@@ -212,6 +232,7 @@ class Settings:
     stop: Stop = field(default_factory=Stop)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    decision: Decision = field(default_factory=Decision)
     workers: Workers = field(default_factory=Workers)
     compute: Compute = field(default_factory=Compute)
     tracking: Tracking = field(default_factory=Tracking)

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 Protocol = Mapping[str, str | int | float | None]
-"""How a figure came about: extractor, data, split, counts, seed; what has no meaning for a figure is left out."""
+"""How a figure came about: extractor, data, split, counts, seed; what has no meaning for a figure is left out.
+
+Beside that `floor`, the same figure of real images against real ones, and `noise`, its standard error over other draws.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +18,8 @@ class Evaluation:
     """`eval/<metric>/<of>` -> value."""
     protocols: Mapping[str, Protocol]
     """The same names -> how each figure came about."""
+    health: tuple[str, ...] = ()
+    """Signs of trouble in the training that led here."""
 
     def to_json(self) -> dict[str, object]:
         """As `evaluation.json` holds it."""
@@ -23,4 +28,13 @@ class Evaluation:
     @classmethod
     def from_json(cls, tree: Mapping[str, object]) -> "Evaluation":
         """Back from `to_json`; what else the tree holds is left."""
-        return cls(figures=tree["figures"], protocols=tree["protocols"])  # type: ignore[arg-type]
+        return cls(
+            figures=tree["figures"],  # type: ignore[arg-type]
+            protocols=tree["protocols"],  # type: ignore[arg-type]
+            health=tuple(tree.get("health", ())),  # type: ignore[arg-type]
+        )
+
+
+def how(protocol: Protocol) -> dict[str, str | int | float | None]:
+    """What must be equal for two figures to be comparable."""
+    return {key: value for key, value in protocol.items() if key not in {"floor", "noise"}}
