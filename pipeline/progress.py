@@ -72,7 +72,7 @@ class _Line:
         elif event.kind == "metrics":
             self._shown |= {SHORT[key]: f"{value:.4g}" for key, value in event.body.items() if key in SHORT}
             self._bar.set_postfix(self._shown, refresh=False)
-            self._bar.update(event.step - self._bar.n)
+            self._bar.update(max(0, event.step - self._bar.n))  # a figure comes later than its checkpoint
 
 
 def _follow(directory: Path, offset: int, line: _Line, done: threading.Event) -> None:

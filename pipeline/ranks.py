@@ -56,6 +56,15 @@ class Ranks:
             dist.broadcast(said, 0)
         return int(said)
 
+    def first_tells(self, text: str) -> str:
+        """The same for a text, which must not be empty."""
+        said = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
+        if self.world > 1:
+            length = self.first_says(len(said))
+            said = said if self.first else said.new_empty(length)
+            dist.broadcast(said, 0)
+        return bytes(said.tolist()).decode()
+
     def any(self, flag: bool) -> bool:
         """Whether it holds on some rank."""
         raised = torch.tensor(float(flag), device=self.device)

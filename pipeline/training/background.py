@@ -1,7 +1,7 @@
 """Work that goes on beside training, one job at a time."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 
 class Background:
@@ -20,6 +20,10 @@ class Background:
     def busy(self) -> bool:
         """Whether a job is still running."""
         return self._job is not None and not self._job.done()
+
+    def done_within(self, seconds: float) -> bool:
+        """Wait for the job, but not for ever; whether it is done."""
+        return self._job is None or not wait([self._job], seconds).not_done
 
     def settle(self) -> None:
         """Wait for the job, if there is one. Raises what it raised."""

@@ -2,8 +2,9 @@
 
     images-000123456/
         model.safetensors  average.safetensors  optimizer-<player>.safetensors
-        state.json      progress, figures, and what is needed to build the networks again
-        manifest.json   size and sha256 of every file
+        state.json       progress, and what is needed to build the networks again
+        manifest.json    size and sha256 of every file above
+        evaluation.json  figures and their protocols, later: an evaluation takes its time
 
 A folder is written under a temporary name and renamed, so a process killed at any moment leaves old checkpoints alone.
 No pickle anywhere.
@@ -15,6 +16,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +24,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import Mistake
+from pipeline.evaluation.protocol import Evaluation
+from pipeline.rundir import write_atomically
 from pipeline.settings import better
 from pipeline.training.state import Snapshot, Tensors, TrainState
 from vaegan import Autoencoder, build, config
 from vaegan.networks.ports import Shape
 
-PREFIX, STATE, MANIFEST = "images-", "state.json", "manifest.json"
+PREFIX, STATE, MANIFEST, EVALUATION = "images-", "state.json", "manifest.json", "evaluation.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +65,16 @@ class Checkpoint(NamedTuple):
 
     path: Path
     images_seen: int
-    figures: dict[str, float]
-    """Name -> value of the evaluation it was saved with."""
+    evaluation: Evaluation | None
+    """None until it has been evaluated."""
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """Name -> value; none before the evaluation."""
+        return {} if self.evaluation is None else self.evaluation.figures
 
 
-def write(directory: Path, state: Snapshot, description: Description, figures: Mapping[str, float]) -> Path:
+def write(directory: Path, state: Snapshot, description: Description) -> Path:
     """Save a run's state under its folder. Raises OSError, such as for a full disk, and then leaves nothing behind."""
     path = folder_of(directory, state.images_seen)
     temporary = directory / f".{path.name}.writing"
@@ -74,7 +83,7 @@ def write(directory: Path, state: Snapshot, description: Description, figures: M
     try:
         for name, tensors in state.tensors.items():
             _save(tensors, temporary / f"{name}.safetensors")
-        body = {"progress": state.facts, "figures": dict(figures), "description": description.to_json()}
+        body = {"progress": state.facts, "description": description.to_json()}
         (temporary / STATE).write_text(json.dumps(body, indent=2) + "\n")
         (temporary / MANIFEST).write_text(json.dumps(_fingerprints(temporary), indent=2) + "\n")
         shutil.rmtree(path, ignore_errors=True)
@@ -101,10 +110,19 @@ def restore(path: Path, state: TrainState) -> None:
     state.restore(files, json.loads((path / STATE).read_text())["progress"])
 
 
-def figures_of(path: Path) -> dict[str, float]:
-    """What a checkpoint's evaluation found."""
-    figures: dict[str, float] = json.loads((path / STATE).read_text())["figures"]
-    return figures
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Put a checkpoint's evaluation beside it. Raises OSError."""
+    body = {"checkpoint": digest(path)} | evaluation.to_json()
+    write_atomically(path / EVALUATION, json.dumps(body, indent=2) + "\n")
+
+
+def evaluation_of(path: Path) -> Evaluation | None:
+    """What a checkpoint's evaluation found; None where there is none that can be read, or it is another's."""
+    try:
+        body = json.loads((path / EVALUATION).read_text())
+        return Evaluation.from_json(body) if body["checkpoint"] == digest(path) else None
+    except (OSError, ValueError):
+        return None
 
 
 def load_average(path: Path) -> tuple[Autoencoder, Description]:
@@ -147,11 +165,16 @@ def newest_whole(directory: Path) -> tuple[Path | None, list[str]]:
     return None, troubles
 
 
-def set_aside(directory: Path, newest: Path | None) -> None:
-    """Take checkpoints newer than the newest whole one out of the way, so that nothing counts or keeps them."""
+def set_aside_newer(directory: Path, newest: Path | None) -> None:
+    """Take checkpoints newer than the newest whole one out of the way."""
     for path in _folders(directory):
         if newest is None or images_of(path) > images_of(newest):
-            path.rename(path.with_name(f".{path.name}.damaged-{time.time_ns()}"))
+            set_aside(path)
+
+
+def set_aside(path: Path) -> None:
+    """Take a checkpoint out of the way, so that nothing counts or keeps it."""
+    path.rename(path.with_name(f".{path.name}.damaged-{time.time_ns()}"))
 
 
 def listed(directory: Path) -> list[Checkpoint]:
@@ -162,13 +185,14 @@ def listed(directory: Path) -> list[Checkpoint]:
             state = json.loads((path / STATE).read_text())
         except (OSError, ValueError):
             continue
-        found.append(Checkpoint(path, state["progress"]["images_seen"], state["figures"]))
+        found.append(Checkpoint(path, state["progress"]["images_seen"], evaluation_of(path)))
     return found
 
 
 def rank(checkpoint: Checkpoint, metric: str) -> float:
-    """What sorts the better checkpoint first."""
-    return checkpoint.figures[metric] if better(metric) == "min" else -checkpoint.figures[metric]
+    """What sorts the better checkpoint first, and one that was not evaluated last."""
+    sign = 1 if better(metric) == "min" else -1
+    return sign * checkpoint.figures.get(metric, sign * inf)
 
 
 def ranked(checkpoints: Sequence[Checkpoint], metric: str) -> list[Checkpoint]:
@@ -177,9 +201,10 @@ def ranked(checkpoints: Sequence[Checkpoint], metric: str) -> list[Checkpoint]:
 
 
 def surplus(checkpoints: Sequence[Checkpoint], keep: int, metric: str) -> list[Checkpoint]:
-    """Which may go: all but the newest and the `keep` best."""
+    """Which may go: all but the newest, the `keep` best and what was not evaluated."""
     newest = max(checkpoints, key=lambda checkpoint: checkpoint.images_seen, default=None)
-    return [checkpoint for checkpoint in ranked(checkpoints, metric)[keep:] if checkpoint != newest]
+    evaluated = [checkpoint for checkpoint in checkpoints if metric in checkpoint.figures]
+    return [checkpoint for checkpoint in ranked(evaluated, metric)[keep:] if checkpoint != newest]
 
 
 def prune(directory: Path, keep: int, metric: str) -> None:

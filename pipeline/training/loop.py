@@ -4,54 +4,46 @@ Every decision that ends or branches a run is made on figures agreed over the ra
 """
 
 import time
-from collections.abc import Callable
 from functools import partial
-from math import isfinite
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pipeline.data import manifest as manifests
-from pipeline.data.batches import Feed, first_images
+from pipeline.data.batches import Feed
 from pipeline.data.loader import feed_of
 from pipeline.errors import Mistake
-from pipeline.evaluation import pictures
-from pipeline.evaluation.figures import Evaluator
+from pipeline.evaluation.measure import Measure
 from pipeline.ranks import Ranks
-from pipeline.rundir import PICTURES, Journal
-from pipeline.settings import Settings, better
-from pipeline.speed.ceiling import measure
+from pipeline.rundir import Journal
+from pipeline.settings import Settings
+from pipeline.speed import ceiling
 from pipeline.speed.figures import Stretch
 from pipeline.speed.flops import flop_per_image
 from pipeline.speed.meter import Account, Meter
 from pipeline.training import checkpoints
-from pipeline.training.background import Background
 from pipeline.training.checkpoints import Description
 from pipeline.training.choice import chosen
+from pipeline.training.ending import Ending, diverged, unwritten
 from pipeline.training.health import first_not_finite, not_finite
+from pipeline.training.judgement import Aside, Judgement, Report, Save
 from pipeline.training.start import Start
-from pipeline.training.state import Snapshot, TrainState
 from pipeline.training.stepper import Stepper
-from vaegan import Autoencoder
 from vaegan.execution import prepare
 from vaegan.networks.ports import Shape
 from vaegan.objective import weights_at
 
-Report = Callable[[dict[str, float]], None]
-"""Tells the world of a checkpoint's figures; a barrier over ranks."""
 
-
-class Ending(NamedTuple):
-    """How a run ended."""
-
-    kind: Literal["finished", "diverged", "failed", "mistake"]
-    why: str
-
-
-def train(settings: Settings, directory: Path, ranks: Ranks, report: Report, start: Start | None = None) -> Ending:
+def train(
+    settings: Settings,
+    directory: Path,
+    ranks: Ranks,
+    report: Report,
+    start: Start | None = None,
+    aside: Aside | None = None,
+) -> Ending:
     """Train, from the newest whole checkpoint of the run where there is one, until a stop rule holds.
 
     A Mistake that shows at the start, such as damaged data, ends the run on every rank; a later one is raised.
@@ -66,16 +58,14 @@ def train(settings: Settings, directory: Path, ranks: Ranks, report: Report, sta
         return Ending("mistake", trouble or "another worker could not read the data; its log says why")
     start = start or Start(time.time())
     start.lap("data")
-    return Loop(settings, directory, ranks, report, material, start).run()
+    return Loop(settings, directory, ranks, report, material, start, aside).run()
 
 
 class Material(NamedTuple):
     """What a rank reads before it starts."""
 
     feed: Feed
-    held_out: Tensor
-    """(N, C, H, W) uint8."""
-    evaluator: Evaluator
+    measure: Measure
     shape: Shape
 
 
@@ -83,31 +73,34 @@ class Loop:
     """One run on one rank."""
 
     def __init__(
-        self, settings: Settings, directory: Path, ranks: Ranks, report: Report, material: "Material", start: Start
+        self,
+        settings: Settings,
+        directory: Path,
+        ranks: Ranks,
+        report: Report,
+        material: Material,
+        start: Start,
+        aside: Aside | None,
     ) -> None:
         self._settings = settings
         self._directory = directory
         self._ranks = ranks
-        self._report = report
         self._journal = Journal(directory) if ranks.first else None
-        feed, self._held_out, self._evaluator, shape = material
+        feed, measure, shape = material
         self._description = Description(
             networks=settings.networks, likelihood=settings.objective.likelihood, shape=shape
         )
-        ceilings = measure(ranks.device) if ranks.first else None
+        ceilings = ceiling.measure(ranks.device) if ranks.first else None
         execution = chosen(settings, directory, shape, ranks, ceilings, self._note_at_start)
         self._stepper = Stepper(settings, feed, shape, execution, ranks)
         self._state = self._stepper.state
+        self._judgement = Judgement(settings, directory, ranks, report, self._journal, self._state, measure, aside)
         self._meter = Meter(ranks.device, self._stepper.communication)
         self._account: Account | None = None
         if ceilings is not None:
             flop = flop_per_image(settings.networks, settings.objective, shape)
             self._account = Account(ceilings, execution.dtype, ranks.world, flop)
         self._logged: list[Tensor] = []
-        self._writer = Background()
-        self._unreported: dict[str, float] | None = None
-        self._saved_at: float | None = None
-        self._warned = False
         self._start = start
 
     def _note_at_start(self, text: str) -> None:
@@ -131,7 +124,7 @@ class Loop:
                 if ending is None and (save or self._out_of_time()):
                     ending = self._checkpoint() or self._finished()
                 self._meter.begin()
-        return self._settled() or ending
+        return self._judgement.settle() or ending
 
     def _log(self) -> Ending | None:
         """Average the terms since the last time over steps and ranks; end the run if one is not finite."""
@@ -148,9 +141,10 @@ class Loop:
         values |= {"schedule/beta": float(weights["kl"]), "schedule/lambda": float(weights["adversarial"])}
         progress.seconds += stretch.seconds
         self._logged = []
-        failed = self._failed(partial(self._write_point, values | self._start.points(), stretch))
-        if failed is None and self._unreported is not None and not self._ranks.any(self._writer.busy):
-            failed = self._settled()
+        write = partial(self._write_point, values | self._start.points(), stretch)
+        failed = unwritten(self._directory, self._ranks, write)
+        if failed is None and self._judgement.ready():
+            failed = self._judgement.settle()
         return failed
 
     def _write_point(self, values: dict[str, float], stretch: Stretch) -> None:
@@ -158,88 +152,26 @@ class Loop:
         self._journal.metrics(self._state.progress.images_seen, values | self._account.figures(stretch))
 
     def _checkpoint(self) -> Ending | None:
-        """Evaluate the averaged model, and start to save."""
-        failed = self._settled()
+        """Start to save, and to evaluate the averaged model, once the checkpoint before is judged."""
+        failed = self._judgement.settle()
         if failed is not None:
             return failed
-        progress, settings = self._state.progress, self._settings
+        progress = self._state.progress
         ruined = not_finite({"model": self._state.model, "average": self._state.average.module})
         if self._ranks.any(bool(ruined)):  # the last update; its loss would show it one step later
             return self._diverged(progress.images_seen, f"a weight of the {ruined or 'model'}")
-        figures = self._evaluator.figures(_averaged(self._state))
-        for name, figure in figures.items():
-            if not isfinite(figure):
-                return self._diverged(progress.images_seen, name)
-        self._judge(figures[settings.checkpoints.metric])
-        self._unreported = {**figures, "images_seen": float(progress.images_seen)}
+        save: Save | None = None
         if self._ranks.first:
-            self._writer.start(partial(self._save, self._state.snapshot(), self._pictures(), figures))
+            save = partial(checkpoints.write, self._directory, self._state.snapshot(), self._description)
+        self._judgement.begin(save, last=self._finished() is not None)
         return None
-
-    def _settled(self) -> Ending | None:
-        """Wait for what is being written; once it is on disk, tell the world."""
-        failed = self._failed(self._writer.settle)
-        told, self._unreported = self._unreported, None
-        if failed is None and told is not None:
-            self._report(told)
-            self._warn_if_hasty()
-        return failed
-
-    def _failed(self, write: Callable[[], None]) -> Ending | None:
-        """Let rank 0 write; where its disk refuses, every rank ends."""
-        trouble = ""
-        if self._ranks.first:
-            try:
-                write()
-            except OSError as error:
-                trouble = f"could not write to {self._directory}: {error.strerror or error}"
-        if self._ranks.any(bool(trouble)):
-            return Ending("failed", f"{trouble or 'rank 0 could not write'}; mend it and run the same command again")
-        return None
-
-    def _warn_if_hasty(self) -> None:
-        now, every = time.monotonic(), self._settings.checkpoints.every
-        if self._journal is not None and self._saved_at is not None and now - self._saved_at < 2 and not self._warned:
-            text = f"checkpoints.every is {every} images, less than 2 s: saving and evaluating take more than training"
-            self._journal.note(self._state.progress.images_seen, "warning", text)
-            self._warned = True
-        self._saved_at = now
-
-    def _judge(self, figure: float) -> None:
-        """Keep count of evaluations without a better one."""
-        progress = self._state.progress
-        lower = better(self._settings.checkpoints.metric) == "min"
-        if progress.best is None or (figure < progress.best if lower else figure > progress.best):
-            progress.best, progress.evaluations_since_best = figure, 0
-        else:
-            progress.evaluations_since_best += 1
-
-    def _save(self, state: Snapshot, drawn: dict[str, Image.Image], figures: dict[str, float]) -> None:
-        """Journal, pictures, checkpoint; the checkpoint last, so that a kill in between repeats all three."""
-        rules = self._settings.checkpoints
-        assert self._journal is not None
-        self._journal.metrics(state.images_seen, figures)
-        for key, picture in drawn.items():
-            path = self._directory / PICTURES / f"{key}-{state.images_seen:09d}.png"
-            self._journal.picture(state.images_seen, key, pictures.save(picture, path))
-        checkpoints.write(self._directory, state, self._description, figures)
-        checkpoints.prune(self._directory, rules.num_to_keep, rules.metric)
-
-    def _pictures(self) -> dict[str, Image.Image]:
-        averaged = _averaged(self._state)
-        originals = self._held_out[:32].float() / 255
-        return {
-            "samples": pictures.grid(pictures.samples(averaged, 64, self._settings.seed), 8),
-            "reconstructions": pictures.grid(pictures.reconstructions(averaged, originals), 8),
-        }
 
     def _resume(self) -> None:
         """From the checkpoint that rank 0 chooses: ranks that looked for themselves might not see the same."""
         path, troubles = self._chosen()
         if path is not None:
             checkpoints.restore(path, self._state)
-            figures, images_seen = checkpoints.figures_of(path), self._state.progress.images_seen
-            self._unreported = {**figures, "images_seen": float(images_seen)}  # it may have been saved and not told
+            self._judgement.resume(path, last=self._finished() is not None)
         if self._journal is None:
             return
         for trouble in troubles:
@@ -253,7 +185,7 @@ class Loop:
         troubles: list[str] = []
         if self._ranks.first:
             newest, troubles = checkpoints.newest_whole(self._directory)
-            checkpoints.set_aside(self._directory, newest)
+            checkpoints.set_aside_newer(self._directory, newest)
         images = self._ranks.first_says(-1 if newest is None else checkpoints.images_of(newest))
         if images < 0:
             return None, troubles
@@ -278,30 +210,13 @@ class Loop:
         return minutes is not None and self._ranks.any(self._state.progress.seconds > 60 * minutes)
 
     def _diverged(self, images_seen: int, what: str) -> Ending:
-        failed = self._settled()
-        if failed is not None:
-            return failed
-        last, _ = checkpoints.newest_whole(self._directory)
-        where = f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"
-        return Ending("diverged", f"{what} is not finite in the step that ends at {images_seen} images; {where}")
+        return self._judgement.settle() or diverged(self._directory, images_seen, what)
 
 
 def _material(settings: Settings, ranks: Ranks) -> Material:
     """Read the data. No collectives: a rank that fails here must not leave others waiting. Raises Mistake."""
-    data, evaluation = settings.data, settings.evaluation
-    manifest = manifests.load(data.path)
-    held_out = first_images(data.path, manifest, evaluation.split, evaluation.images)
-    try:
-        evaluator = Evaluator(held_out, evaluation.samples, settings.seed, ranks)
-    except ValueError as error:
-        raise Mistake(f"data.path {data.path!r}: {error}") from None
-    return Material(feed_of(settings, manifest, ranks), held_out, evaluator, manifest.shape)
-
-
-def _averaged(state: TrainState) -> Autoencoder:
-    network = state.average.module
-    assert isinstance(network, Autoencoder)
-    return network
+    manifest = manifests.load(settings.data.path)
+    return Material(feed_of(settings, manifest, ranks), Measure(settings, ranks), manifest.shape)
 
 
 def _crossed(before: int, after: int, every: int) -> bool:

@@ -2,14 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Event
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from pipeline.errors import Failure
+from pipeline.evaluation.measure import Found, Measure
 from pipeline.ranks import Ranks
 from pipeline.rundir import read_journal
-from pipeline.settings import parse
+from pipeline.settings import Tree, dump, parse
 from pipeline.training.loop import train
 from pipeline.training.start import Start
 
@@ -25,8 +32,42 @@ def run_worker(config: Mapping[str, object]) -> tuple[str, str]:
     torch.set_num_threads(max(1, int(settings.workers.cpus)))
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     start.lap("workers")
-    ending = train(settings, directory, ranks, ray.train.report, start)
+    aside = SpareCpu(dump(settings)) if ranks.device.type == "cpu" else None  # a GPU is through before a CPU has begun
+    ending = train(settings, directory, ranks, ray.train.report, start, aside)
     return ending.kind, ending.why
+
+
+class SpareCpu:
+    """Evaluates checkpoints on a CPU of the cluster that nobody has."""
+
+    def __init__(self, settings: Tree) -> None:
+        self._settings = settings
+        single = {"env_vars": {"OMP_NUM_THREADS": "1"}}
+        self._task = ray.remote(num_cpus=1, max_retries=1, retry_exceptions=True, runtime_env=single)(_measure)
+
+    def room(self) -> bool:
+        return ray.available_resources().get("CPU", 0.0) >= 1
+
+    def measure(self, path: Path, given_up: Event) -> Found:
+        cpu = placement_group([{"CPU": 1}])  # a task alone would wait for ever for a CPU that somebody took meanwhile
+        try:
+            if not cpu.wait(timeout_seconds=5):
+                raise Failure("the spare CPU was gone")
+            strategy = PlacementGroupSchedulingStrategy(cpu)
+            task = self._task.options(scheduling_strategy=strategy).remote(self._settings, str(path))
+            while not ray.wait([task], timeout=1)[0]:
+                if given_up.is_set():
+                    raise Failure("it took so much longer than training that it was given up")
+            return ray.get(task)
+        except RayError as error:
+            raise Failure(str(error).strip().splitlines()[-1]) from None
+        finally:
+            remove_placement_group(cpu)  # and whatever still runs there
+
+
+def _measure(settings: Tree, path: str) -> Found:
+    torch.set_num_threads(1)
+    return Measure(parse(settings), Ranks()).checkpoint(Path(path))
 
 
 def _start(directory: Path, since: float, seconds: Mapping[str, float]) -> Start:

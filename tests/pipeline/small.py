@@ -12,7 +12,9 @@ from pipeline.ranks import Ranks
 from pipeline.rundir import Event, Record, new_record, open_record, read_journal
 from pipeline.settings import Settings, Tree, dump, identity, merge, parse
 from pipeline.training.checkpoints import Description
-from pipeline.training.loop import Ending, train
+from pipeline.training.ending import Ending
+from pipeline.training.judgement import Aside
+from pipeline.training.loop import train
 from pipeline.training.state import Progress, TrainState
 from vaegan import build, config
 from vaegan.average import moving_average
@@ -66,12 +68,12 @@ def tiny(data: str, home: Path, changes: Mapping[str, object] | None = None) -> 
     return parse(changed(TINY, {"data.path": data, "home": str(home), **(changes or {})}))
 
 
-def run(settings: Settings) -> Run:
+def run(settings: Settings, aside: Aside | None = None) -> Run:
     """Train in this process, or go on."""
     directory = Path(settings.home) / settings.name
     directory.mkdir(parents=True, exist_ok=True)
     reports: list[dict[str, float]] = []
-    return Run(train(settings, directory, Ranks(), reports.append), directory, reports)
+    return Run(train(settings, directory, Ranks(), reports.append, aside=aside), directory, reports)
 
 
 def record(settings: Settings, uri: str = "", parent: str | None = None, kind: str = "run") -> Record:

@@ -3,6 +3,7 @@
 import errno
 import json
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import Mistake
+from pipeline.evaluation.protocol import Evaluation
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import Checkpoint
 from tests.pipeline.small import Game, Run, game, points, run, state_of, tiny, weights_of
@@ -34,7 +36,10 @@ def assert_same(one: Game, other: Game) -> None:
 
 
 def saved(played: Game, directory: Path, figures: dict[str, float] | None = None) -> Path:
-    return checkpoints.write(directory, played.state.snapshot(), played.description, figures or {})
+    path = checkpoints.write(directory, played.state.snapshot(), played.description)
+    if figures is not None:
+        checkpoints.write_evaluation(path, Evaluation(figures=figures, protocols={}))
+    return path
 
 
 @pytest.mark.parametrize("schedule", ["plain", "joint"])
@@ -246,7 +251,7 @@ def test_a_disk_that_takes_no_more_ends_the_run_with_one_line(digits, tmp_path, 
     again = run(settings)
     assert again.kept == [128, 256]
     told = [point for point in points(again.directory) if not point[0].startswith(("speed/", "startup/"))]
-    assert len(set(told)) == len(told) == 2 * (3 + 2 * 7)
+    assert len(set(told)) == len(told) == 2 * (3 + 2 * 11)
 
 
 def test_a_write_cut_off_by_a_kill_is_cleared_away_by_the_next(digits, tmp_path):
@@ -258,8 +263,10 @@ def test_a_write_cut_off_by_a_kill_is_cleared_away_by_the_next(digits, tmp_path)
     assert not left.exists()
 
 
-def listed(*figures: float, metric: str = FD) -> list[Checkpoint]:
-    return [Checkpoint(Path(f"images-{seen:09d}"), seen, {metric: figure}) for seen, figure in enumerate(figures)]
+def listed(*figures: float | None, metric: str = FD) -> list[Checkpoint]:
+    """None: not evaluated."""
+    evaluations = [None if one is None else Evaluation(figures={metric: one}, protocols={}) for one in figures]
+    return [Checkpoint(Path(f"images-{seen:09d}"), seen, one) for seen, one in enumerate(evaluations)]
 
 
 @pytest.mark.parametrize(
@@ -274,9 +281,11 @@ def listed(*figures: float, metric: str = FD) -> list[Checkpoint]:
         ([3, 3, 3, 3], 1, FD, {1, 2}),
         ([1, 2], 2, FD, set()),
         ([], 2, FD, set()),
+        ([9, None, 1, None, 8], 1, FD, {0}),
+        ([9, None, 1, None, 8], 1, PSNR, {2}),
     ],
 )
-def test_the_newest_and_the_best_are_kept(figures, keep, metric, gone):
+def test_the_newest_the_best_and_the_unevaluated_are_kept(figures, keep, metric, gone):
     assert {one.images_seen for one in checkpoints.surplus(listed(*figures, metric=metric), keep, metric)} == gone
 
 
@@ -289,6 +298,33 @@ def test_a_run_keeps_its_newest_and_its_best_on_disk(digits, tmp_path, metric):
     best = (max if metric == PSNR else min)(figures, key=lambda seen: figures[seen])
     assert done.kept == sorted({best, 512})
     assert [one.figures[metric] for one in checkpoints.listed(done.directory)] == [figures[seen] for seen in done.kept]
+
+
+@pytest.mark.parametrize("metric", [FD, PSNR])
+def test_what_is_not_evaluated_ranks_last(metric):
+    assert [one.images_seen for one in checkpoints.ranked(listed(None, 7, None, 7, metric=metric), metric)] == [
+        1,
+        3,
+        0,
+        2,
+    ]
+
+
+def test_an_evaluation_belongs_to_one_checkpoint_and_does_not_change_it(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    one, other = (saved(game(seed), tmp_path / name) for seed, name in enumerate("ab"))
+    before = checkpoints.digest(one)
+    found = Evaluation(figures={FD: 0.1 + 0.2}, protocols={FD: {"images": 10, "floor": None}})
+    checkpoints.write_evaluation(one, found)
+    assert checkpoints.evaluation_of(one) == found
+    checkpoints.verify(one)
+    assert checkpoints.digest(one) == before
+    assert checkpoints.evaluation_of(other) is None
+    shutil.copy(one / "evaluation.json", other)
+    assert checkpoints.evaluation_of(other) is None
+    halve(one / "evaluation.json")
+    assert checkpoints.evaluation_of(one) is None
 
 
 def test_what_is_pruned_was_never_half_there(tmp_path):

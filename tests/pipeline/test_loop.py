@@ -110,12 +110,12 @@ def test_a_run_ends_with_the_batch_that_reaches_its_images_and_saves_there(digit
     assert list(curve(done, "train/autoencoder/kl")) == [seen]
 
 
-def test_a_run_that_gets_no_better_ends_when_its_patience_does(digits, tmp_path):
+def test_a_run_that_gets_no_better_ends_a_checkpoint_after_its_patience_does(digits, tmp_path):
     standing_still = {"optimizers.autoencoder.lr": 1e-30, "optimizers.discriminator.lr": 1e-30}
     rules = {"checkpoints": {"every": 64, "metric": "eval/psnr/reconstructions"}, "stop": {"images": 10_000}}
     done = run(tiny(digits, tmp_path, rules | standing_still | {"stop.patience": 3}))
     assert done.ending == ("finished", "3 evaluations without a better eval/psnr/reconstructions")
-    assert [report["images_seen"] for report in done.reports] == [64, 128, 192, 256]
+    assert [report["images_seen"] for report in done.reports] == [64, 128, 192, 256, 320]
     assert len({report["eval/psnr/reconstructions"] for report in done.reports}) == 1
 
 
@@ -127,7 +127,7 @@ def test_patience_is_counted_across_a_resume(digits, tmp_path):
         "stop": {"images": 10_000, "patience": 3},
     }
     run(tiny(digits, tmp_path, rules | {"stop": {"images": 192}}))
-    assert run(tiny(digits, tmp_path, rules)).kept == [64, 128, 192, 256]
+    assert run(tiny(digits, tmp_path, rules)).kept == [64, 128, 192, 256, 320]
 
 
 @pytest.mark.parametrize("metric", ["eval/psnr/reconstructions", "eval/fd_pca64/reconstructions"])
@@ -279,13 +279,15 @@ def test_a_run_cut_off_between_checkpoint_and_journal_tells_its_figures_when_it_
     assert list(curve(again, "train/autoencoder/kl")) == [64, 128, 192, 256]
 
 
-def test_an_evaluation_that_a_kill_parted_from_its_checkpoint_is_told_once(digits, tmp_path):
-    """The kill comes between the journal and the checkpoint: that evaluation is done again and told once."""
+def test_an_evaluation_that_a_kill_parted_from_the_journal_is_told_once(digits, tmp_path):
+    """The kill comes between the journal and the evaluation's file: it is done again, first of all, and told once."""
     first = run(tiny(digits, tmp_path))
-    shutil.rmtree(first.directory / "images-000000256")
+    (first.directory / "images-000000256" / "evaluation.json").unlink()
     again = run(tiny(digits, tmp_path, {"stop.images": 384}))
     told = [event.step for event in again.events if "eval/psnr/reconstructions" in event.body]
     assert told == [128, 256, 384]
+    assert [report["images_seen"] for report in again.reports] == [256, 384]
+    assert again.reports[0] == first.reports[-1]
 
 
 def test_data_damaged_before_the_start_end_the_run_with_one_line(shards, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import Mistake
+from pipeline.evaluation.protocol import Evaluation
 from pipeline.references import find, is_model
 from pipeline.tracking import MemoryTracker, push, run_id
 from pipeline.training import checkpoints
@@ -20,7 +21,8 @@ def made(home: Path, digits: str, name: str, figures: dict[int, float], metric: 
     for seen, figure in figures.items():
         played = game()
         played.state.progress.images_seen = seen
-        checkpoints.write(home / name, played.state.snapshot(), played.description, {metric: figure})
+        path = checkpoints.write(home / name, played.state.snapshot(), played.description)
+        checkpoints.write_evaluation(path, Evaluation(figures={metric: figure}, protocols={}))
     return home / name
 
 
