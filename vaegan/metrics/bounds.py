@@ -1,4 +1,7 @@
-"""What images cost under a model, in nats: bounds on -log p(x). B batch, Z latent, K draws an image."""
+"""What images cost under a model, in nats: bounds on -log p(x). B batch, Z latent, K draws an image.
+
+In the precision of the weights: not through the forward that learns, which may compute in a lower one.
+"""
 
 from math import log
 from typing import NamedTuple
@@ -6,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaegan.model import Autoencoder, Passed, reparameterize
+from vaegan.model import Autoencoder, reparameterize
 from vaegan.objective import kl
 
 
@@ -24,9 +27,21 @@ class Elbo(NamedTuple):
         return self.reconstruction_B + self.kl_B
 
 
-def elbo(passed: Passed, images: Tensor) -> Elbo:
-    """Terms of each image from a pass of these images through the autoencoder."""
-    return Elbo(passed.reconstruction.nats(images), kl(passed.mean_BZ, passed.log_var_BZ))
+class Inferred(NamedTuple):
+    """Posteriors of images, and what one draw from each gives."""
+
+    mean_BZ: Tensor
+    log_var_BZ: Tensor
+    z_BZ: Tensor
+    elbo: Elbo
+
+
+def infer(autoencoder: Autoencoder, images: Tensor, noise_BZ: Tensor) -> Inferred:
+    """images: (B, ...) in [0, 1]; noise_BZ ~ N(0, 1) makes the draws."""
+    mean_BZ, log_var_BZ = autoencoder.encoder(images)
+    z_BZ = reparameterize(mean_BZ, log_var_BZ, noise_BZ)
+    nats_B = autoencoder.likelihood(autoencoder.decoder.logits(z_BZ)).nats(images)
+    return Inferred(mean_BZ, log_var_BZ, z_BZ, Elbo(nats_B, kl(mean_BZ, log_var_BZ)))
 
 
 def importance_nats(autoencoder: Autoencoder, images: Tensor, noise_KBZ: Tensor) -> Tensor:
@@ -38,9 +53,9 @@ def importance_nats(autoencoder: Autoencoder, images: Tensor, noise_KBZ: Tensor)
     log_weights_KB = []
     for noise_BZ in noise_KBZ:
         z_BZ = reparameterize(mean_BZ, log_var_BZ, noise_BZ)
-        log_prior_over_posterior_B = 0.5 * (noise_BZ.square() + log_var_BZ - z_BZ.square()).sum(1)
         nats_B = autoencoder.likelihood(autoencoder.decoder.logits(z_BZ)).nats(images)
-        log_weights_KB.append(log_prior_over_posterior_B - nats_B)
+        prior_over_posterior_B = 0.5 * (noise_BZ.square() + log_var_BZ - z_BZ.square()).sum(1)
+        log_weights_KB.append(prior_over_posterior_B - nats_B)
     return log(len(noise_KBZ)) - torch.stack(log_weights_KB).logsumexp(0)
 
 

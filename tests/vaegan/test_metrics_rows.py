@@ -1,0 +1,119 @@
+"""Figures that compare row with row, against plain loops. N real rows, M fake rows, F features."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from vaegan.metrics import neighbours as compared
+from vaegan.metrics.kernel import kernel_distance
+from vaegan.metrics.neighbours import Neighbours, neighbours
+from vaegan.metrics.rows import Rows
+
+
+@pytest.mark.parametrize("sizes", [(60,), (25, 35), (1, 20, 39)])
+def test_rows_filled_by_several_equal_those_filled_by_one(sizes: tuple[int, ...]) -> None:
+    given_NF = torch.randn(60, 6, dtype=torch.float32)
+    first, *others = (Rows(60, 6) for _ in sizes)
+    start = 0
+    for rows, shard in zip((first, *others), given_NF.split(sizes), strict=True):
+        for batch in shard.split(7):
+            rows.put(start, batch)
+            start += len(batch)
+    for other in others:
+        first.merge(other)
+    assert torch.equal(first.rows_NF, given_NF)
+    assert first.tensors()[0] is first.rows_NF
+
+
+def kernel(a_F: Tensor, b_F: Tensor) -> float:
+    return (sum(float(x * y) for x, y in zip(a_F, b_F, strict=True)) / len(a_F) + 1) ** 3
+
+
+def double_sums(a_NF: Tensor, b_MF: Tensor) -> float:
+    """Binkowski et al. 2018, eq. 4."""
+    count, others = len(a_NF), len(b_MF)
+    a = sum(kernel(a_NF[i], a_NF[j]) for i, j in product(range(count), repeat=2) if i != j)
+    b = sum(kernel(b_MF[i], b_MF[j]) for i, j in product(range(others), repeat=2) if i != j)
+    cross = sum(kernel(a_NF[i], b_MF[j]) for i, j in product(range(count), range(others)))
+    return a / (count * (count - 1)) + b / (others * (others - 1)) - 2 * cross / (count * others)
+
+
+def test_the_kernel_distance_is_its_double_sums() -> None:
+    a_NF, b_MF = torch.randn(9, 4), torch.randn(7, 4) + 0.5
+    assert kernel_distance(a_NF, b_MF) == pytest.approx(double_sums(a_NF, b_MF), rel=1e-12)
+
+
+def test_the_kernel_distance_is_the_mean_over_blocks_that_hold_all_rows() -> None:
+    a_NF, b_MF = torch.randn(11, 4), torch.randn(8, 4) + 0.5
+    a_blocks, b_blocks = a_NF.split([6, 5]), b_MF.split([4, 4])
+    expected = sum(double_sums(a, b) for a, b in zip(a_blocks, b_blocks, strict=True)) / 2
+    assert kernel_distance(a_NF, b_MF, block=4) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_kernel_distance_of_one_distribution_from_itself_is_0_on_average() -> None:
+    def distances(shift: float) -> Tensor:
+        return torch.tensor([kernel_distance(torch.randn(30, 4), torch.randn(30, 4) + shift) for _ in range(400)])
+
+    same, other = distances(0), distances(0.5)
+    error = same.std() / 400**0.5
+    assert abs(same.mean()) < 3 * error
+    assert (same < 0).any()
+    assert other.mean() > 30 * error
+
+
+def by_loops(real_NF: Tensor, fake_MF: Tensor, k: int) -> Neighbours:
+    def distance(a_F: Tensor, b_F: Tensor) -> float:
+        return sum(float(x - y) ** 2 for x, y in zip(a_F, b_F, strict=True)) ** 0.5
+
+    def radius(rows: Tensor, i: int) -> float:
+        return sorted(distance(rows[i], rows[j]) for j in range(len(rows)) if j != i)[k - 1]
+
+    reals, fakes = range(len(real_NF)), range(len(fake_MF))
+    apart = [[distance(real, fake) for fake in fake_MF] for real in real_NF]
+    real_radii, fake_radii = [radius(real_NF, i) for i in reals], [radius(fake_MF, j) for j in fakes]
+    in_real = [[apart[i][j] <= real_radii[i] for j in fakes] for i in reals]
+    return Neighbours(
+        precision=sum(any(in_real[i][j] for i in reals) for j in fakes) / len(fakes),
+        recall=sum(any(apart[i][j] <= fake_radii[j] for j in fakes) for i in reals) / len(reals),
+        density=sum(in_real[i][j] for i in reals for j in fakes) / (k * len(fakes)),
+        coverage=sum(any(in_real[i]) for i in reals) / len(reals),
+    )
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_neighbours_are_those_that_plain_loops_find(k: int, offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compared, "BLOCK", 7)
+    real_NF, fake_MF = torch.randn(30, 3) + offset, torch.randn(25, 3) + 1.5 + offset
+    found = neighbours(real_NF, fake_MF, k)
+    assert found == pytest.approx(by_loops(real_NF, fake_MF, k), rel=1e-12)
+    assert 0 < min(found) < max(found) < 1
+
+
+def test_a_set_covers_itself() -> None:
+    rows_NF = torch.randn(50, 4)
+    found = neighbours(rows_NF, rows_NF.flip(0))
+    assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
+    assert found.density == pytest.approx(6 / 5)  # itself, and five neighbours by the ball of each
+
+
+def test_sets_far_apart_share_nothing() -> None:
+    assert neighbours(torch.randn(50, 4), torch.randn(40, 4) + 100) == (0, 0, 0, 0)
+
+
+def test_a_mode_that_is_never_drawn_costs_recall_and_coverage_and_not_precision() -> None:
+    mode_NF, other_NF = torch.randn(2, 200, 2)
+    found = neighbours(torch.cat([mode_NF, other_NF + 100]), torch.randn(400, 2))
+    assert found.precision > 0.95
+    assert 0.4 < found.recall <= 0.5
+    assert 0.4 < found.coverage <= 0.5
+
+
+def test_one_image_drawn_over_and_over_is_precise_and_covers_nearly_nothing() -> None:
+    real_NF = torch.randn(200, 4)
+    found = neighbours(real_NF, real_NF[:1].expand(200, 4))
+    assert found.precision == 1
+    assert found.recall <= 1 / 200
+    assert found.coverage < 0.1
