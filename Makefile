@@ -39,7 +39,7 @@ lint: .venv/dev
 check: lint
 	$(BIN)/python -m pytest
 
-BENCHMARKS := step whole_run two_workers data_path growth startup
+BENCHMARKS := step whole_run evaluation two_workers data_path growth startup
 
 bench: .venv/bench
 	for name in $(BENCHMARKS); do echo; echo "== $$name"; $(BIN)/python -m tests.bench.$$name || exit 1; done

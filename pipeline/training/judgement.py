@@ -82,7 +82,8 @@ class Judgement:
         self._pending = path = checkpoints.folder_of(self._directory, self._state.progress.images_seen)
         self._given_up = Event()
         self._warn_if_hasty()
-        found = None if not last and self._there_is_room() else self._measure(averaged(self._state))
+        beside = not last and self._there_is_room()
+        found = None if beside else self._measure(averaged(self._state))
         if self._ranks.first:
             self._background.start(partial(self._save_and_keep, save, path, found))
 

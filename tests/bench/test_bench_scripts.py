@@ -7,7 +7,7 @@ from math import isfinite
 import pytest
 import torch
 
-from tests.bench import data_path, growth, two_workers
+from tests.bench import data_path, evaluation, growth, two_workers
 from tests.bench.common import alternating, spread
 
 
@@ -82,3 +82,16 @@ def test_two_workers(capsys):
     rows = numbers(capsys.readouterr().out, "Two workers of one thread")
     assert len(rows) == 2 * 7
     assert all(len(row) == 6 and all(isfinite(number) and number > 0 for number in row) for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_evaluation(capsys):
+    evaluation.main(["--quick"])
+    printed = capsys.readouterr().out
+    rows = numbers(printed, "Training with evaluations (target: beside training at least 0.95)")
+    assert len(rows) == 3
+    assert all(len(row) == 6 and all(isfinite(number) and number > 0 for number in row) for row in rows)
+    ((compared, worst),) = numbers(printed, "Figures found beside training and found again (target: within 1e-6)")
+    assert compared > 0
+    assert worst <= 1e-6

@@ -1,0 +1,101 @@
+"""What in-loop evaluation costs training: beside it, on a core that is spare, and in its gaps.
+
+    .venv/bin/python -m tests.bench.evaluation [--quick] [--pairs N]
+
+Needs two cores. `vaegan train` with one worker of one thread, conv networks of width 16 (0.76 M parameters), schedule
+`plain`, batch 128, 1x32x32 from Parquet; 10,000 held-out images and 10,000 samples an evaluation, one in 20,000 images.
+Runs alternate with one that neither saves nor evaluates before its end. In the gaps: the worker claims a CPU and a half
+and uses one, so that none is spare. Rates are images seen over time from the first point to the last, with whatever
+comes between. The figures found beside training are then found again here, in another process, from the checkpoints.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.evaluation.measure import Measure
+from pipeline.ranks import Ranks
+from pipeline.rundir import read_journal
+from pipeline.settings import load
+from pipeline.training import checkpoints
+from tests.bench.common import arguments, machine, ratios, spread, table
+from tests.bench.sets import blots
+from tests.bench.startup import vaegan
+from tests.cluster.processes import finish
+
+EVERY, CHECKPOINTS, POINT, BATCH = 20_000, 4, 2_500, 128
+VARIANTS = {"neither": (1.0, False), "beside training": (1.0, True), "in the gaps": (1.5, True)}
+"""CPUs that the worker claims, and whether there are evaluations."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    given = arguments(__doc__).parse_args(argv)
+    every, point, compared = (640, 128, 200) if given.quick else (EVERY, POINT, 10_000)
+    pairs = 1 if given.quick else min(given.pairs, 3)
+    print(machine())
+    rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    differences: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        data = blots(home, every, 1, 32, held_out=compared)
+        for pair in range(pairs):
+            for name, (cpus, evaluated) in VARIANTS.items():
+                run = f"{name.replace(' ', '-')}-{pair}"
+                sets = settings(home, data, run, cpus, every if evaluated else every * CHECKPOINTS)
+                sets |= {"stop.images": every * CHECKPOINTS, "log_every": point}
+                sets |= {"evaluation.images": compared, "evaluation.samples": compared}
+                finish(vaegan({}, "train", "plain-conv", *as_arguments(sets)), seconds=3600)
+                rates[name].append(rate(home / run))
+                if name == "beside training":
+                    differences += differences_of(home / run, sets)
+    table(
+        "Training with evaluations (target: beside training at least 0.95)",
+        ["evaluations", "images/s", "of training without"],
+        [[name, spread(found), spread(ratios(found, rates["neither"]), ".3f")] for name, found in rates.items()],
+    )
+    worst = max(differences)
+    table(
+        "Figures found beside training and found again (target: within 1e-6)",
+        ["checkpoints' figures", "largest relative difference"],
+        [[str(len(differences)), f"{worst:.9f}"]],
+    )
+
+
+def settings(home: Path, data: str, name: str, cpus: float, every: int) -> dict[str, object]:
+    return {
+        "name": name,
+        "home": home,
+        "data.path": data,
+        "data.batch": BATCH,
+        "networks.width": 16,
+        "networks.latent": 16,
+        "workers.cpus": cpus,
+        "checkpoints.every": every,
+        "checkpoints.num_to_keep": CHECKPOINTS,
+        "tracking.offline": "true",
+    }
+
+
+def as_arguments(sets: dict[str, object]) -> list[str]:
+    return [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+
+
+def rate(run: Path) -> float:
+    """Images/s from the first point to the last."""
+    points = [event for event, _ in read_journal(run, 0) if "speed/images_per_s" in event.body]
+    return 1000 * (points[-1].step - points[0].step) / (points[-1].time_ms - points[0].time_ms)
+
+
+def differences_of(run: Path, sets: dict[str, object]) -> list[float]:
+    """Of every figure of every checkpoint, relative to what it is found to be here."""
+    measure = Measure(load("plain-conv", [f"{key}={value}" for key, value in sets.items()]), Ranks())
+    found = []
+    for kept in checkpoints.listed(run):
+        again = measure.checkpoint(kept.path).evaluation.figures
+        assert kept.figures.keys() == again.keys()
+        found += [abs(kept.figures[name] - figure) / abs(figure) for name, figure in again.items()]
+    return found
+
+
+if __name__ == "__main__":
+    main()
