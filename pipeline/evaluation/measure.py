@@ -6,10 +6,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from pipeline.data import manifest as manifests
-from pipeline.data.batches import first_images
-from pipeline.errors import Mistake
 from pipeline.evaluation import pictures
-from pipeline.evaluation.figures import Evaluator
+from pipeline.evaluation.figures import open_evaluator
 from pipeline.evaluation.protocol import Evaluation
 from pipeline.ranks import Ranks
 from pipeline.settings import Settings
@@ -31,21 +29,16 @@ class Measure:
 
     def __init__(self, settings: Settings, ranks: Ranks) -> None:
         """Read the held-out images. No collectives: a rank that fails here leaves none waiting. Raises Mistake."""
-        data, evaluation = settings.data, settings.evaluation
+        data = settings.data.path
         self._seed = settings.seed
         self._ranks = ranks
-        held_out = first_images(data.path, manifests.load(data.path), evaluation.split, evaluation.images)
-        self._shown = held_out[:32]
-        try:
-            self._evaluator = Evaluator(held_out, evaluation.samples, settings.seed, ranks)
-        except ValueError as error:
-            raise Mistake(f"data.path {data.path!r}: {error}") from None
+        self._evaluator = open_evaluator(data, manifests.load(data), settings.evaluation, ranks)
+        self._evaluator.require(settings.checkpoints.metric)
 
     def __call__(self, autoencoder: Autoencoder) -> Found:
         """All ranks together."""
-        figures = self._evaluator.figures(autoencoder)
-        drawn = self._pictures(autoencoder) if self._ranks.first else {}
-        return Found(Evaluation(figures=figures, protocols={}), drawn)
+        evaluation = self._evaluator.evaluate(autoencoder, self._evaluator.prior(autoencoder.decoder.latent_size))
+        return Found(evaluation, self._pictures(autoencoder) if self._ranks.first else {})
 
     def checkpoint(self, path: Path) -> Found:
         """The averaged model of a checkpoint, all ranks together. Raises Mistake where the checkpoint is damaged."""
@@ -53,7 +46,7 @@ class Measure:
         return self(autoencoder.to(self._ranks.device))
 
     def _pictures(self, autoencoder: Autoencoder) -> dict[str, Image.Image]:
-        originals = self._shown.float() / 255
+        originals = self._evaluator.held_out.images[:32].float() / 255
         return {
             "samples": pictures.grid(pictures.samples(autoencoder, 64, self._seed), 8),
             "reconstructions": pictures.grid(pictures.reconstructions(autoencoder, originals), 8),

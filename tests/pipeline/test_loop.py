@@ -92,7 +92,7 @@ def test_a_checkpoint_is_reported_once_with_all_its_figures(digits, tmp_path):
     assert [report["images_seen"] for report in done.reports] == [128, 256]
     for report, kept in zip(done.reports, checkpoints.listed(done.directory), strict=True):
         assert report == kept.figures | {"images_seen": kept.images_seen}
-        assert report.keys() == FIGURES | {"images_seen"}
+        assert report.keys() >= FIGURES | {"images_seen"}
 
 
 def test_a_checkpoint_has_pictures_beside_it(digits, tmp_path):

@@ -1,0 +1,93 @@
+"""Figures that compare two sets of images by their features. N real rows, M fake rows, F features, K columns."""
+
+from collections.abc import Callable, Sequence
+from math import ceil
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.evaluation import estimate
+from pipeline.evaluation.estimate import Estimate
+from vaegan.metrics.jackknife import jackknife
+from vaegan.metrics.kernel import kernel_distance
+from vaegan.metrics.moments import Moments, frechet_distance
+from vaegan.metrics.neighbours import neighbours
+
+PARTS = 10
+"""Of the fakes, each left out once to tell a figure's noise."""
+BLOCK = 1_000
+"""Rows that a kernel distance compares at a time."""
+
+
+class Comparison(NamedTuple):
+    """Some figures that are found together."""
+
+    kinds: tuple[str, ...]
+    """Of `pipeline.settings.SETS`."""
+    called: str
+    """The beginning of a sentence that ends with a number of images."""
+    least: int
+    """Images a side."""
+    most: int | None
+    """Images a side that are looked at, the first so many; None for all."""
+    estimates: Callable[[Tensor, Tensor], tuple[Estimate, ...]]
+    """One of each kind, of real_NF and fake_MF."""
+
+
+def _frechet(real_NF: Tensor, fake_MF: Tensor) -> tuple[Estimate]:
+    real, parts = _moments([real_NF]), fake_MF.tensor_split(PARTS)
+    noise = jackknife(lambda kept: frechet_distance(real, _moments([parts[part] for part in kept])), PARTS)
+    return (Estimate(frechet_distance(real, _moments(parts)), noise),)
+
+
+def _moments(parts: Sequence[Tensor]) -> Moments:
+    moments = Moments(parts[0].shape[1], parts[0].device)
+    for rows_BF in parts:
+        moments.update(rows_BF)
+    return moments
+
+
+def _kernel(real_NF: Tensor, fake_MF: Tensor) -> tuple[Estimate]:
+    blocks = ceil(min(len(real_NF), len(fake_MF)) / BLOCK)
+    pairs = zip(real_NF.tensor_split(blocks), fake_MF.tensor_split(blocks), strict=True)
+    return (estimate.mean(torch.tensor([kernel_distance(a, b, BLOCK) for a, b in pairs], dtype=torch.float64)),)
+
+
+def _neighbours(real_NF: Tensor, fake_MF: Tensor) -> tuple[Estimate, ...]:
+    found = neighbours(real_NF, fake_MF)
+    return (
+        estimate.share(found.precision, len(fake_MF)),
+        estimate.share(found.recall, len(real_NF)),
+        Estimate(found.density),
+        estimate.share(found.coverage, len(real_NF)),
+    )
+
+
+COMPARISONS = (
+    Comparison(("fd",), "a Frechet distance takes", 2, None, _frechet),
+    Comparison(("kd",), "a kernel distance takes", BLOCK, None, _kernel),
+    # every row is compared with every other: 5,000 take a quarter of the time of 10,000
+    Comparison(("precision", "recall", "density", "coverage"), "precision and recall take", 100, 5_000, _neighbours),
+)
+
+
+def class_coverage(real_NK: Tensor, fake_MK: Tensor, heads: tuple[int, ...]) -> Estimate:
+    """1 - total variation between the shares that classes have among reals and fakes, mean over columns.
+
+    1: every class is drawn as often as it is found; 0: nothing drawn is of a class that is found. heads: classes of
+    each column.
+    """
+    real = [_shares(real_N, classes) for real_N, classes in zip(real_NK.T, heads, strict=True)]
+    parts = fake_MK.tensor_split(PARTS)
+
+    def overlap(kept: Sequence[int]) -> float:
+        fake_MK = torch.cat([parts[part] for part in kept])
+        fake = [_shares(fake_M, classes) for fake_M, classes in zip(fake_MK.T, heads, strict=True)]
+        return float(torch.stack([torch.minimum(a, b).sum() for a, b in zip(real, fake, strict=True)]).mean())
+
+    return Estimate(overlap(range(PARTS)), jackknife(overlap, PARTS))
+
+
+def _shares(labels_N: Tensor, classes: int) -> Tensor:
+    return torch.bincount(labels_N, minlength=classes).double() / len(labels_N)

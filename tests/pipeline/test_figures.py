@@ -1,0 +1,258 @@
+"""Figures are what their definitions say, whoever shares the work, and each says how it came about."""
+
+import math
+import threading
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.data import manifest as manifests
+from pipeline.errors import Mistake
+from pipeline.evaluation.comparisons import COMPARISONS, class_coverage
+from pipeline.evaluation.extractors import Pca
+from pipeline.evaluation.figures import BATCH, Codes, Evaluator, Model
+from pipeline.evaluation.held_out import HeldOut, read
+from pipeline.evaluation.protocol import Evaluation, how
+from pipeline.ranks import Ranks
+from pipeline.settings import Evaluation as EvaluationSettings
+from vaegan import Autoencoder, build, config
+from vaegan.metrics import fd_pca
+from vaegan.metrics.moments import Moments, frechet_distance
+
+PIXELS = 32 * 32
+OF_ANY = {"eval/psnr/reconstructions", "eval/ssim/reconstructions"}
+OF_A_DENSITY = {f"eval/{name}/images" for name in ("nelbo", "reconstruction_nats", "kl", "importance_nats")}
+OF_LATENTS = {"eval/active_units/latents", "eval/aggregate_gap/latents"}
+OF_PCA = {
+    f"eval/{kind}_pca64/{of}"
+    for kind in ("fd", "precision", "recall", "density", "coverage")
+    for of in ("samples", "reconstructions")
+}
+
+
+@pytest.fixture(scope="module")
+def held_out(digits: str) -> HeldOut:
+    settings = EvaluationSettings(images=300, samples=400)
+    return read(digits, manifests.load(digits), settings)
+
+
+class Faithful(nn.Module):
+    """No model of ours: a code is the image itself. Reconstructs to the last bit, but for a constant error."""
+
+    def __init__(self, error: float = 0.0) -> None:
+        super().__init__()
+        self.error = error
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    def decode(self, z_BZ: Tensor) -> Tensor:
+        return z_BZ.unflatten(1, (1, 32, 32)) + self.error
+
+
+def evaluator(held_out: HeldOut, samples: int = 400, ranks: Ranks | None = None, seed: int = 0) -> Evaluator:
+    return Evaluator(held_out, [Pca(held_out.images)], samples, ranks, seed)
+
+
+def evaluation(held_out: HeldOut, model: Model, latent: int = PIXELS) -> Evaluation:
+    measure = evaluator(held_out)
+    return measure.evaluate(model, measure.prior(latent))
+
+
+def small_model(kind: str = "bernoulli") -> Autoencoder:
+    torch.manual_seed(3)
+    networks = config.Networks(family="mlp", latent=4, width=8, norm="none")
+    likelihood = config.Likelihood(kind="gaussian" if kind == "gaussian" else "bernoulli")
+    return build(networks, likelihood, (1, 32, 32)).autoencoder.eval()
+
+
+def test_a_perfect_autoencoder_has_100_dB_and_no_distance(held_out):
+    found = evaluation(held_out, Faithful()).figures
+    assert found.keys() == OF_ANY | OF_PCA
+    assert found["eval/psnr/reconstructions"] == 100
+    assert found["eval/ssim/reconstructions"] == pytest.approx(1)
+    assert abs(found["eval/fd_pca64/reconstructions"]) < 1e-6
+    assert found["eval/coverage_pca64/reconstructions"] == found["eval/precision_pca64/reconstructions"] == 1
+    assert found["eval/fd_pca64/samples"] > 10
+    assert found["eval/coverage_pca64/samples"] < 0.1
+
+
+@pytest.mark.parametrize("error", [0.1, -0.01])
+def test_a_constant_error_costs_its_decibels_and_its_square_along_the_components(held_out, error):
+    found = evaluation(held_out, Faithful(error)).figures
+    assert found["eval/psnr/reconstructions"] == pytest.approx(-20 * math.log10(abs(error)), rel=1e-5)
+    basis_XF = fd_pca.fit(held_out.images.float() / 255).basis_XF
+    shift_F = torch.full((PIXELS,), error, dtype=torch.float64) @ basis_XF
+    assert found["eval/fd_pca64/reconstructions"] == pytest.approx(float(shift_F.square().sum()), rel=1e-3)
+
+
+def test_a_model_that_draws_training_images_is_at_the_floor(held_out):
+    drawn = (held_out.training.float() / 255).flatten(1)
+    found = evaluator(held_out).evaluate(Faithful(), Codes("training", drawn))
+    for kind in ("fd", "precision", "recall", "density", "coverage"):
+        name = f"eval/{kind}_pca64/samples"
+        assert found.figures[name] == pytest.approx(found.protocols[name]["floor"], rel=1e-6)
+    assert found.figures["eval/fd_pca64/samples"] < 5
+
+
+def test_a_distance_is_that_of_the_features_moments(held_out):
+    measure, model = evaluator(held_out), small_model()
+    codes = measure.prior(4)
+    found = measure.evaluate(model, codes)
+    pca = Pca(held_out.images)
+    real, fake = Moments(pca.features), Moments(pca.features)
+    real.update(pca(held_out.images.float() / 255))
+    fake.update(pca(model.decode(codes.z_MZ).detach()))
+    assert found.figures["eval/fd_pca64/samples"] == pytest.approx(frechet_distance(real, fake), rel=1e-6)
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS[:2], ids=["fd", "kd"])
+def test_the_noise_of_a_distance_is_how_much_it_differs_over_draws(comparison):
+    generator = torch.Generator().manual_seed(0)
+    real_NF = torch.randn(2000, 4, generator=generator)
+    drawn = [1.3 * torch.randn(2000, 4, generator=generator) for _ in range(30)]
+    found = [comparison.estimates(real_NF, fake_MF)[0] for fake_MF in drawn]
+    spread = torch.tensor([one.value for one in found], dtype=torch.float64).std()
+    told = sum(one.noise for one in found) / len(found)
+    assert 0.6 * spread < told < 1.7 * spread
+
+
+def test_nats_of_a_density_are_ordered_as_the_bounds_are(held_out):
+    found = evaluation(held_out, small_model("gaussian"), 4).figures
+    assert found.keys() == OF_ANY | OF_PCA | OF_A_DENSITY | OF_LATENTS | {"eval/bits_per_dim/images"}
+    nelbo = found["eval/reconstruction_nats/images"] + found["eval/kl/images"]
+    assert found["eval/nelbo/images"] == pytest.approx(nelbo, rel=1e-6)
+    assert "eval/bits_per_dim/images" not in evaluation(held_out, small_model(), 4).figures
+
+
+def test_a_figure_says_how_it_came_about(held_out):
+    found = evaluation(held_out, small_model(), 4)
+    assert found.protocols.keys() == found.figures.keys()
+    told = found.protocols["eval/fd_pca64/samples"]
+    assert how(told) == {
+        "extractor": "pca64",
+        "resize": "none",
+        "data": held_out.digest,
+        "split": "test",
+        "images": 300,
+        "samples": 400,
+        "seed": 0,
+        "sampler": "prior",
+    }
+    assert found.protocols["eval/importance_nats/images"]["images"] == 200
+    assert found.protocols["eval/importance_nats/images"]["draws"] == 32
+    assert found.protocols["eval/psnr/reconstructions"]["floor"] is None
+    assert Evaluation.from_json(found.to_json()) == found
+
+
+def test_a_model_is_asked_for_the_same_codes_every_time(held_out):
+    model, measure = small_model(), evaluator(held_out, seed=5)
+    first = measure.evaluate(model, measure.prior(4))
+    torch.randn(3)
+    assert measure.evaluate(model, measure.prior(4)) == first
+    other = evaluator(held_out, seed=6)
+    found = other.evaluate(model, other.prior(4)).figures
+    assert found["eval/fd_pca64/samples"] != first.figures["eval/fd_pca64/samples"]
+    assert found["eval/psnr/reconstructions"] == first.figures["eval/psnr/reconstructions"]
+
+
+def test_an_evaluation_changes_nothing_in_the_model(held_out):
+    model = small_model()
+    before = [value.clone() for value in model.state_dict().values()]
+    evaluation(held_out, model, 4)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+@dataclass
+class Meeting:
+    """Where threads that play ranks add up their tensors."""
+
+    world: int
+    brought: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.barrier = threading.Barrier(self.world)
+
+    def add(self, rank: int, tensors: tuple[Tensor, ...]) -> None:
+        self.brought[rank] = [tensor.clone() for tensor in tensors]
+        self.barrier.wait(30)
+        for number, tensor in enumerate(tensors):
+            tensor.copy_(torch.stack([self.brought[other][number] for other in range(self.world)]).sum(0))
+        self.barrier.wait(30)
+
+
+@dataclass(frozen=True)
+class Together(Ranks):
+    """A rank in a thread."""
+
+    meeting: Meeting | None = None
+
+    def add(self, *tensors: Tensor) -> None:
+        assert self.meeting is not None
+        self.meeting.add(self.rank, tensors)
+
+
+@pytest.mark.parametrize(("world", "samples", "images"), [(2, 2 * BATCH + 40, 300), (3, 50, 299), (4, 3, 64)])
+def test_figures_do_not_depend_on_how_many_share_the_work(held_out, world, samples, images):
+    some = replace(held_out, images=held_out.images[:images])
+    model, meeting = small_model("gaussian"), Meeting(world)
+    found: list[Evaluation | None] = [None] * world
+
+    def work(rank: int) -> None:
+        measure = evaluator(some, samples, Together(rank, world, meeting=meeting))
+        found[rank] = measure.evaluate(model, measure.prior(4))
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    measure = evaluator(some, samples)
+    alone = measure.evaluate(model, measure.prior(4))
+    assert all(one == found[0] for one in found)
+    assert found[0] is not None and found[0].figures == pytest.approx(alone.figures, rel=1e-6)
+
+
+def test_parts_that_are_added_up_afterwards_give_the_same(held_out):
+    model, whole = small_model(), evaluator(held_out)
+    codes = whole.prior(4)
+    alone = whole.evaluate(model, codes)
+    parts = [evaluator(held_out, ranks=Ranks(rank, 3)) for rank in range(3)]
+    references, seen = [part.see_reference() for part in parts], [part.see(model, codes) for part in parts]
+    for sums in (references, seen):
+        for other in sums[1:]:
+            sums[0].add(other.tensors())
+    again = evaluator(held_out)
+    again.refer_to(references[0])
+    assert again.conclude(seen[0], "prior").figures == pytest.approx(alone.figures, rel=1e-9)
+
+
+def test_what_images_are_too_few_for_is_told_and_refused_as_the_metric(held_out):
+    measure = evaluator(held_out, samples=50)
+    assert measure.absent["eval/kd_pca64/samples"] == (
+        "a kernel distance takes 1,000 images; there are 300 of the split 'test'"
+    )
+    assert measure.absent["eval/recall_pca64/samples"] == (
+        "precision and recall take 100 images; evaluation.samples is 50"
+    )
+    assert "eval/recall_pca64/reconstructions" not in measure.absent
+    with pytest.raises(Mistake, match=r"checkpoints.metric is 'eval/mig/latents': the data set has no columns"):
+        measure.require("eval/mig/latents")
+    measure.require("eval/fd_pca64/samples")
+
+
+def test_classes_are_covered_as_far_as_their_shares_agree():
+    real_NK = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3] * 10).unsqueeze(1)
+    assert class_coverage(real_NK, real_NK, (4,)).value == 1
+    assert class_coverage(real_NK, real_NK % 2, (4,)).value == pytest.approx(0.5)
+    assert class_coverage(real_NK, torch.full((50, 1), 3), (4,)).value == pytest.approx(0.25)
+    two_NK = torch.cat([real_NK, real_NK], 1)
+    assert class_coverage(two_NK, torch.cat([real_NK, real_NK % 2], 1), (4, 4)).value == pytest.approx(0.75)
+
+
+def test_images_that_are_all_the_same_are_refused_in_one_line():
+    with pytest.raises(Mistake, match="extractor pca64: the 5 held-out images are all the same"):
+        Pca(torch.full((5, 1, 8, 8), 7, dtype=torch.uint8))
