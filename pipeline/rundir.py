@@ -166,9 +166,9 @@ class Journal:
         if self._is_new(f"picture {key}", step):
             self._append(step, "picture", body)
 
-    def note(self, step: int, kind: str, text: str) -> None:
+    def note(self, step: int, kind: str, text: str, why: str = "") -> None:
         """A `note` or `warning` for people, or a `status`."""
-        self._append(step, kind, {"text": text})
+        self._append(step, kind, {"text": text} | ({"why": why} if why else {}))
 
     def _is_new(self, name: str, step: int) -> bool:
         return step > self._last.get(name, -1)

@@ -22,18 +22,21 @@ BLOCK = 4_096
 def pictures_of(
     autoencoder: Autoencoder, held_out: Tensor, training_images: Tensor, seed: int
 ) -> dict[str, Image.Image]:
-    """Every picture of a model by name; images are (N, C, S, S) uint8, and 256 of the held-out ones are looked at."""
+    """Every picture of a model by name; images are (N, C, S, S) uint8, and 256 of the held-out ones are looked at.
+
+    There are no neighbours where there are no training images.
+    """
     originals = unit(held_out[:256])
     drawn = samples(autoencoder, 64, seed)
     pairs = originals[: min(16, len(originals) // 2 * 2)]
     units_Z = most_active(autoencoder, originals)
+    learnt_by_heart = {"neighbours": neighbours(drawn, training_images)} if len(training_images) else {}
     return {
         "samples": grid(drawn, 8),
         "reconstructions": grid(reconstructions(autoencoder, originals[:32]), 8),
         "interpolations": grid(interpolation(autoencoder, pairs), 8),
         "traversals": grid(traversal(autoencoder, originals[0], units_Z[:10], steps=9), 9),
-        "neighbours": neighbours(drawn, training_images),
-    }
+    } | learnt_by_heart
 
 
 def unit(images: Tensor) -> Tensor:

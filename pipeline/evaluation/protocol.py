@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-Protocol = Mapping[str, str | int | float | None]
+Value = str | int | float | None
+Protocol = Mapping[str, Value]
 """How a figure came about: extractor, data, split, counts, seed; what has no meaning for a figure is left out.
 
 Beside that `floor`, the same figure of real images against real ones, and `noise`, its standard error over other draws.
@@ -35,6 +36,13 @@ class Evaluation:
         )
 
 
-def how(protocol: Protocol) -> dict[str, str | int | float | None]:
+def how(protocol: Protocol) -> dict[str, Value]:
     """What must be equal for two figures to be comparable."""
     return {key: value for key, value in protocol.items() if key not in {"floor", "noise"}}
+
+
+def told(protocol: Protocol) -> str:
+    """A protocol in a line, hashes cut short."""
+    return ", ".join(
+        f"{key} {str(value)[:12] if key in {'data', 'weights'} else value}" for key, value in protocol.items()
+    )

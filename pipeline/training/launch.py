@@ -1,7 +1,6 @@
 """A run on the cluster, from preflight to ending."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +14,9 @@ from pipeline.cluster import COLLECTIVE_TIMEOUT_S
 from pipeline.data import manifest as manifests
 from pipeline.data.manifest import Manifest
 from pipeline.errors import Failure, Mistake
+from pipeline.evaluation import curves, pictures
 from pipeline.lineage import lineage
-from pipeline.rundir import Journal, Record, ended, new_record
+from pipeline.rundir import PICTURES, Journal, Record, ended, new_record, read_journal
 from pipeline.settings import Settings, dump, identity
 from pipeline.tracking import store_uri
 from pipeline.training import checkpoints
@@ -98,30 +98,41 @@ def run(settings: Settings, directory: Path, start: Start, callbacks: Sequence[o
             worker_runtime_env={"env_vars": KEEP_MEMORY},
         ),
     )
-    with _status(directory):
-        kind, why = trainer.fit().return_value
-        if kind != "finished":
-            raise (Mistake if kind == "mistake" else Failure)(why)
+    why = _fit(trainer, directory)
+    _draw_curves(directory)
     kept = checkpoints.listed(directory)
     return Outcome(directory, why, checkpoints.ranked(kept, settings.checkpoints.metric)[0], kept[-1])
 
 
-@contextmanager
-def _status(directory: Path) -> Iterator[None]:
-    """Write down how the run ended, whatever happens; a Ray failure becomes one line."""
-    status = "FAILED"
+def _fit(trainer: TorchTrainer, directory: Path) -> str:
+    """Train, and write down how it ended, whatever happens; a Ray failure becomes one line. Returns why it ended."""
+    status, why = "FAILED", ""
     try:
-        yield
+        kind, why = trainer.fit().return_value
+        if kind != "finished":
+            raise (Mistake if kind == "mistake" else Failure)(why)
         status = "FINISHED"
+        return str(why)
     except ray.train.TrainingFailedError as error:
-        raise _translated(error) from error
+        translated = _translated(error)
+        why = str(translated)
+        raise translated from error
     except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
+        status, why = "KILLED", "interrupted"
         raise Failure(f"interrupted; the same command goes on from the newest checkpoint in {directory}") from None
     finally:
         if ended(directory) is None:  # a search closes the trials that it stops, while they die
             kept = checkpoints.listed(directory)
-            Journal(directory).note(kept[-1].images_seen if kept else 0, "status", status)
+            Journal(directory).note(kept[-1].images_seen if kept else 0, "status", status, why)
+
+
+def _draw_curves(directory: Path) -> None:
+    """For the tracker's gallery; the report draws its own."""
+    journal = Journal(directory)
+    events = [event for event, _ in read_journal(directory, 0)]
+    step = max(event.step for event in events)
+    picture = curves.drawn(curves.panels(curves.points_of(events)))
+    journal.picture(step, "curves", pictures.save(picture, directory / PICTURES / f"curves-{step:09d}.png"))
 
 
 def _scaling(settings: Settings) -> ray.train.ScalingConfig:

@@ -76,5 +76,6 @@ def test_all_pictures_of_a_model_follow_from_the_seed(model):
     again = pictures.pictures_of(model, held_out, training, seed=1)
     assert list(made) == ["samples", "reconstructions", "interpolations", "traversals", "neighbours"]
     assert all(made[name].tobytes() == again[name].tobytes() for name in made)
+    assert "neighbours" not in pictures.pictures_of(model, held_out, training[:0], seed=1)
     other = pictures.pictures_of(model, held_out, training, seed=2)
     assert {name for name in made if made[name].tobytes() != other[name].tobytes()} == {"samples", "neighbours"}
