@@ -99,6 +99,13 @@ def sample(parsed: argparse.Namespace) -> None:
     sample_to(parsed.ref, parsed.home, parsed.out, parsed.count, parsed.seed, parsed.data)
 
 
+def report(parsed: argparse.Namespace) -> None:
+    """Write a run's page."""
+    from pipeline.report.write import report as write_report
+
+    write_report(parsed.ref, parsed.home, parsed.out, parsed.against)
+
+
 def profile(parsed: argparse.Namespace) -> None:
     """Measure a step."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: its profiler talks of itself on stderr
@@ -128,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tune(commands)
     _add_register(commands)
     _add_sample(commands)
+    _add_report(commands)
     _add_profile(commands)
     _add_tracking(commands)
     return parser
@@ -234,6 +242,29 @@ vaegan sample digits --data data/digits --out everything.png""",
     command.add_argument("--seed", type=int, default=0, help="of the codes (default: 0)")
     command.add_argument("--out", type=Path, required=True, help="PNG to write")
     command.add_argument("--data", help="a data set: adds reconstructions of held-out images and interpolations")
+    _add_home(command)
+
+
+def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _command(
+        commands,
+        "report",
+        report,
+        "write a run down as one HTML file that opens without a network",
+        """\
+vaegan report digits
+vaegan report digits --against just-a-vae --against models:/digits@champion --out digits.html""",
+    )
+    command.add_argument("ref", metavar="RUN", help="a run's name or runs:/ID, or a search: its best trial")
+    command.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="REF",
+        help="a run, a search or a registered model to compare with; may be given again. "
+        "The champion of `register` is compared with anyway",
+    )
+    command.add_argument("--out", type=Path, help="HTML to write (default: report.html in the run's folder)")
     _add_home(command)
 
 

@@ -29,12 +29,29 @@ def is_model(ref: str) -> bool:
 
 def find(ref: str, home: Path) -> Found:
     """The best checkpoint of a run or of a search's best trial. Raises Mistake where there is none."""
-    directory, record = _directory(ref, home)
+    directory, record = locate(ref, home)
     candidates = [directory] if record["kind"] == "run" else sorted(directory.glob("trial-*"))
     found = ranked(candidates)
     if not found:
         raise Mistake(f"{ref} has no checkpoint yet: let {directory} train until checkpoints.every images")
     return found[0]
+
+
+def locate(ref: str, home: Path) -> tuple[Path, Record]:
+    """The folder and the record of a run or a search. Raises Mistake where there is none."""
+    if ref.startswith("runs:/"):
+        wanted = ref.removeprefix("runs:/")
+        for directory in run_directories(home):
+            if run_id(directory) == wanted and (record := read_record(directory)) is not None:
+                return directory, record
+        raise Mistake(f"{ref}: no run below {home} is tracked under that id; name another home with --home")
+    record = read_record(home / ref)
+    if record is None:
+        names = [directory.relative_to(home).as_posix() for directory in run_directories(home)]
+        nearest = difflib.get_close_matches(ref, names, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise Mistake(f"there is no run {ref!r} in {home}{hint or ': name another home with --home'}")
+    return home / ref, record
 
 
 def ranked(directories: Iterable[Path]) -> list[Found]:
@@ -50,19 +67,3 @@ def _best(directory: Path) -> Found | None:
         return None
     settings = parse(record["settings"])
     return Found(directory, record, settings, checkpoints.ranked(kept, settings.checkpoints.metric)[0])
-
-
-def _directory(ref: str, home: Path) -> tuple[Path, Record]:
-    if ref.startswith("runs:/"):
-        wanted = ref.removeprefix("runs:/")
-        for directory in run_directories(home):
-            if run_id(directory) == wanted and (record := read_record(directory)) is not None:
-                return directory, record
-        raise Mistake(f"{ref}: no run below {home} is tracked under that id; name another home with --home")
-    record = read_record(home / ref)
-    if record is None:
-        names = [directory.relative_to(home).as_posix() for directory in run_directories(home)]
-        nearest = difflib.get_close_matches(ref, names, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise Mistake(f"there is no run {ref!r} in {home}{hint or ': name another home with --home'}")
-    return home / ref, record
