@@ -1,7 +1,7 @@
 """What is thought of each checkpoint: evaluated beside training where a CPU is spare, in the gap where none is.
 
-Ranks agree on a checkpoint's figures when it is settled, at the latest when the next one is to be saved. Decisions that
-rest on them are taken at checkpoints alone, so none depends on how long an evaluation took, or where it was made.
+Figures are told as soon as they are known, and decided on when the next checkpoint is to be saved: so no decision
+depends on how long an evaluation took, or where it was made.
 """
 
 import json
@@ -69,6 +69,7 @@ class Judgement:
         self._aside = aside
         self._background = Background()
         self._pending: Path | None = None
+        self._told = False
         self._given_up = Event()
         self._told_where = False
         self._begun_at: float | None = None
@@ -80,7 +81,7 @@ class Judgement:
         save: on the first rank, unless it is saved already. last: training is over, and leaves its CPUs to it.
         """
         self._pending = path = checkpoints.folder_of(self._directory, self._state.progress.images_seen)
-        self._given_up = Event()
+        self._told, self._given_up = False, Event()
         self._warn_if_hasty()
         beside = not last and self._there_is_room()
         found = None if beside else self._measure(averaged(self._state))
@@ -93,12 +94,16 @@ class Judgement:
         if self._agreed_figures(path) is None:
             self.begin(None, last=last)
 
-    def ready(self) -> bool:
-        """Whether to settle takes no waiting; agreed by all ranks."""
-        return self._pending is not None and not self._ranks.any(self._background.busy)
+    def tell(self) -> None:
+        """Report the pending checkpoint if its figures are known by now."""
+        if self._pending is None or self._told or self._ranks.any(self._background.busy):
+            return
+        figures = self._agreed_figures(self._pending)
+        if figures is not None and _first_not_finite(figures) is None:
+            self._report_once(self._pending, figures)
 
     def settle(self) -> Ending | None:
-        """Wait for the pending checkpoint, agree on its figures, and tell the world."""
+        """Wait for the pending checkpoint's figures, and decide on them."""
         failed = unwritten(self._directory, self._ranks, self._wait)
         path, self._pending = self._pending, None
         if failed is not None or path is None:
@@ -168,9 +173,14 @@ class Judgement:
             if self._ranks.first:
                 checkpoints.set_aside(path)
             return diverged(self._directory, images_seen, bad)
+        self._report_once(path, figures)
         self._count(figures[self._settings.checkpoints.metric])
-        self._report({**figures, "images_seen": float(images_seen)})
         return None
+
+    def _report_once(self, path: Path, figures: dict[str, float]) -> None:
+        if not self._told:
+            self._report({**figures, "images_seen": float(checkpoints.images_of(path))})
+            self._told = True
 
     def _count(self, figure: float) -> None:
         """Evaluations without a better one."""

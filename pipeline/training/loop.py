@@ -143,8 +143,8 @@ class Loop:
         self._logged = []
         write = partial(self._write_point, values | self._start.points(), stretch)
         failed = unwritten(self._directory, self._ranks, write)
-        if failed is None and self._judgement.ready():
-            failed = self._judgement.settle()
+        if failed is None:
+            self._judgement.tell()
         return failed
 
     def _write_point(self, values: dict[str, float], stretch: Stretch) -> None:
