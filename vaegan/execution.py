@@ -116,7 +116,7 @@ class _Captured:
     ) -> None:
         device = batch.images.device
         self._batch = Batch(*(value.clone() for value in batch))
-        self._noise = Noise(*(value.clone() for value in noise))
+        self._noise = noise.each(torch.clone)
         self._weights = {name: weight.to(device, copy=True) for name, weight in weights.items()}
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
@@ -124,7 +124,8 @@ class _Captured:
 
     def __call__(self, batch: Batch, noise: Noise, weights: Weights) -> Tensor:
         for own, new in zip((*self._batch, *self._noise), (*batch, *noise), strict=True):
-            own.copy_(new, non_blocking=True)
+            if own is not None and new is not None:
+                own.copy_(new, non_blocking=True)
         for name, weight in weights.items():
             self._weights[name].copy_(weight, non_blocking=True)
         self._graph.replay()

@@ -48,16 +48,27 @@ def saturating(logits_B: Tensor) -> Tensor:
     return -softplus(logits_B)
 
 
+def relativistic(ahead: Tensor, behind: Tensor) -> Tensor:
+    """-log P(the first image is the real one of the two), in nats: D's loss of (real, generated), the generator's of
+    (generated, real). Jolicoeur-Martineau 2018, section 4; in this paired form R3GAN (Huang et al. 2024), eq. 1."""
+    return softplus(behind - ahead)
+
+
 GENERATOR_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"non-saturating": non_saturating, "saturating": saturating}
 
 
+STEP = 0.05
+"""How far apart the two images are, in standard deviations of a pixel, between which a slope of D is measured."""
+
+
 def weights_at(objective: config.Objective, images_seen: int) -> dict[str, Tensor]:
-    """beta and lambda after this many images, under the names of the terms they weigh; CPU scalars in float64."""
+    """beta, lambda and gamma / 2 after this many images, under the names of the terms they weigh; CPU, float64."""
     beta = objective.beta * _ramp(images_seen, objective.beta_warmup)
     lambda_ = objective.lambda_ * _ramp(images_seen, objective.lambda_warmup)
     return {
         "kl": torch.tensor(beta, dtype=torch.float64),
         "adversarial": torch.tensor(lambda_, dtype=torch.float64),
+        "penalty": torch.tensor(objective.penalty / 2, dtype=torch.float64),
     }
 
 
@@ -170,22 +181,53 @@ def joint_draft(objective: config.Objective, players: Players, batch: Batch, noi
 def discriminator_terms(
     objective: config.Objective, players: Players, batch: Batch, noise: Noise, made: Callable[[], Made]
 ) -> Terms:
-    """-L_GAN: `real`, `samples` and, where D judges them, `reconstructions`. To be told: the logits behind them."""
-    fakes = ("reconstructions", "samples") if objective.judge_reconstructions else ("samples",)
+    """-L_GAN: `real`, `samples` and, where D judges them, `reconstructions`; relativistic: one for each pair of a real
+    image and one of these. Then `penalty`, and, to be told, the logits behind them."""
+    names = ("reconstructions", "samples") if objective.judge_reconstructions else ("samples",)
     seen = torch.cat([batch.images, made().shown.detach()])
-    judged: Judgement = players["discriminator"].learner(seen)  # one forward: DDP synchronises once
-    real_B, *fake_logits = judged.logits_B.split(len(batch.images))
-    losses = {"real": real_loss(real_B)} | {
-        name: fake_loss(logits_B) for name, logits_B in zip(fakes, fake_logits, strict=True)
-    }
-    return losses | {"logit_real": real_B.detach(), "logit_fake": torch.stack(fake_logits).mean(0).detach()}
+    beside = [] if noise.directions is None else [_beside(seen, noise.directions)]
+    judged: Judgement = players["discriminator"].learner(torch.cat([seen, *beside]))  # one forward: DDP averages once
+    logits = judged.logits_B[: len(seen)]
+    real_B, *fakes = logits.split(len(batch.images))
+    if objective.adversarial == "relativistic":
+        losses = {name: relativistic(real_B, fake_B) for name, fake_B in zip(names, fakes, strict=True)}
+    else:
+        losses = {"real": real_loss(real_B)} | {
+            name: fake_loss(fake_B) for name, fake_B in zip(names, fakes, strict=True)
+        }
+    if beside:
+        losses["penalty"] = squared_slopes(logits, judged.logits_B[len(seen) :]).unflatten(0, (-1, len(real_B))).sum(0)
+    return losses | {"logit_real": real_B.detach(), "logit_fake": torch.stack(fakes).mean(0).detach()}
+
+
+def squared_slopes(here: Tensor, there: Tensor) -> Tensor:
+    """|grad f|^2 of each image, expected over the direction, from D's logits at both ends of a step along it.
+
+    ((f(x + h v) - f(x)) / h)^2 has the mean |grad f|^2 + O(h^2) for v ~ N(0, I), and takes no second backward.
+    """
+    return ((there - here) / STEP).square()
+
+
+def _beside(images: Tensor, directions: Tensor) -> Tensor:
+    """A step away from each of K * B images, along one of B directions."""
+    return (images.unflatten(0, (-1, len(directions))) + STEP * directions).flatten(0, 1)
 
 
 def generator_terms(
     objective: config.Objective, players: Players, batch: Batch, noise: Noise, made: Callable[[], Made]
 ) -> Terms:
     """The generator's side of L_GAN on prior samples: `adversarial`."""
-    return {"adversarial": GENERATOR_LOSSES[objective.adversarial](_judge(players, made().shown).logits_B)}
+    return {"adversarial": generator_loss(objective, players, batch, _judge(players, made().shown).logits_B)}
+
+
+def generator_loss(objective: config.Objective, players: Players, batch: Batch, logits: Tensor) -> Tensor:
+    """The generator's side of L_GAN, (B,), summed over what D was shown for each real image; logits: (K * B,)."""
+    logits_KB = logits.unflatten(0, (-1, len(batch.images)))
+    if objective.adversarial == "relativistic":
+        with torch.no_grad():
+            real_B = _judge(players, batch.images).logits_B
+        return relativistic(logits_KB, real_B).sum(0)
+    return GENERATOR_LOSSES[objective.adversarial](logits_KB).sum(0)
 
 
 def vae_terms(
@@ -211,19 +253,17 @@ def joint_terms(
     """
     passed = made()
     assert isinstance(passed, Passed)
-    size = len(batch.images)
     if objective.reconstruction == "pixels":
         logits = _judge(players, passed.shown).logits_B
         reconstruction_B = passed.reconstruction.nats(batch.images)
     else:
         judged = _judge(players, torch.cat([passed.reconstruction.presented(), passed.shown]))
         reconstruction_B = feature_nats(objective, players, batch, judged)
-        logits = judged.logits_B[size:]
-    adversarial = GENERATOR_LOSSES[objective.adversarial](logits)
+        logits = judged.logits_B[len(batch.images) :]
     return {
         "reconstruction": reconstruction_B,
         "kl": kl(passed.mean_BZ, passed.log_var_BZ),
-        "adversarial": adversarial.unflatten(0, (-1, size)).sum(0),
+        "adversarial": generator_loss(objective, players, batch, logits),
     }
 
 

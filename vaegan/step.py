@@ -53,6 +53,13 @@ class Noise(NamedTuple):
 
     posterior_BZ: Tensor
     prior_BZ: Tensor
+    directions: Tensor | None = None
+    """In the space of images, (B, C, H, W): slopes of D are measured along them; None where none is measured."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Noise":
+        """All that was drawn, changed."""
+        directions = None if self.directions is None else change(self.directions)
+        return Noise(change(self.posterior_BZ), change(self.prior_BZ), directions)
 
 
 class Share(NamedTuple):
@@ -65,8 +72,8 @@ class Share(NamedTuple):
         """Parts of equal size, in order; their number divides B."""
         size = len(self.batch.images) // parts
         images = self.batch.images.split(size)
-        noises = zip(self.noise.posterior_BZ.split(size), self.noise.prior_BZ.split(size), strict=True)
-        return [Share(Batch(x), Noise(*noise)) for x, noise in zip(images, noises, strict=True)]
+        noises = [[None] * parts if drawn is None else drawn.split(size) for drawn in self.noise]
+        return [Share(Batch(x), Noise(*noise)) for x, *noise in zip(images, *noises, strict=True)]
 
 
 class Player(NamedTuple):

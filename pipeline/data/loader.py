@@ -14,6 +14,7 @@ from pipeline.data.batches import Feed, Ids, Images, Order, shards_of
 from pipeline.data.manifest import Manifest
 from pipeline.ranks import Ranks
 from pipeline.settings import Settings
+from vaegan.networks.ports import Shape
 from vaegan.step import Batch, Noise
 
 
@@ -44,11 +45,15 @@ class Drawn(NamedTuple):
 class Chance:
     """Draws on the CPU, so that a seed means the same on every device."""
 
-    def __init__(self, seed: int, batch: int, latent: int, share: slice, *, flip: bool) -> None:
-        """batch: images of the global batch; share: this rank's part of it."""
+    def __init__(
+        self, seed: int, batch: int, latent: int, share: slice, *, flip: bool = False, slopes: Shape | None = None
+    ) -> None:
+        """batch: images of the global batch; share: this rank's part of it; slopes: shape of the images whose
+        directions are drawn too."""
         self._seed = seed
         self._batch = batch
         self._latent = latent
+        self._slopes = slopes
         self._share = share
         self._flip = flip
 
@@ -56,10 +61,13 @@ class Chance:
         """Of the step that starts here."""
         generator = self._generator("noise", position)
         posterior_BZ, prior_BZ = torch.randn(2, self._batch, self._latent, generator=generator)[:, self._share]
+        directions = None
+        if self._slopes is not None:
+            directions = torch.randn(self._batch, *self._slopes, generator=generator)[self._share]
         flips_B = None
         if self._flip:
             flips_B = torch.rand(self._batch, generator=self._generator("flip", position))[self._share] < 0.5
-        return Drawn(Noise(posterior_BZ, prior_BZ), flips_B)
+        return Drawn(Noise(posterior_BZ, prior_BZ, directions), flips_B)
 
     def _generator(self, purpose: str, position: int) -> torch.Generator:
         mixed = hashlib.sha256(f"{purpose}/{self._seed}/{position}".encode()).digest()[:8]
@@ -101,7 +109,8 @@ class Loader:
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._side)
         for tensor in (*loaded.batch, *loaded.noise):
-            tensor.record_stream(current)
+            if tensor is not None:
+                tensor.record_stream(current)
         return loaded
 
     def prepare(self, position: int) -> None:
@@ -114,7 +123,7 @@ class Loader:
         ids, images = self._feed.at(position)
         noise, flips_B = self._chance.at(position)
         flips_B = None if flips_B is None else self._moved(flips_B)
-        return Loaded(ids, Batch(shown(self._moved(images), flips_B)), Noise(*map(self._moved, noise)))
+        return Loaded(ids, Batch(shown(self._moved(images), flips_B)), noise.each(self._moved))
 
     def _moved(self, tensor: Tensor) -> Tensor:
         if self._side is None or tensor.is_cuda:

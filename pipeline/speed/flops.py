@@ -27,8 +27,10 @@ def flop_per_image(networks: config.Networks, objective: config.Objective, shape
         model = build(networks, objective.likelihood, shape)
     model.to_empty(device="cpu")  # steps on meta would import torch's compiler, which takes seconds
     everyone = players(model, objective, config.Optimizers())
-    batch, noise = Batch(torch.empty(COUNTED, *shape)), Noise(*torch.empty(2, COUNTED, networks.latent))
-    weights = dict.fromkeys(("kl", "adversarial"), torch.ones(()))
+    batch = Batch(torch.empty(COUNTED, *shape))
+    posterior_BZ, prior_BZ = torch.empty(2, COUNTED, networks.latent)
+    noise = Noise(posterior_BZ, prior_BZ, batch.images if objective.penalty else None)
+    weights = dict.fromkeys(("kl", "adversarial", "penalty"), torch.ones(()))
     with FlopCounterMode(display=False) as counter:
         step(turns(objective), everyone, batch, noise, weights)
     return float(counter.get_total_flops() / COUNTED)

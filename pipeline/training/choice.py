@@ -40,6 +40,7 @@ EVERY_WAY = [
 
 SHAPING = (
     "objective.schedule",
+    "objective.adversarial",
     "objective.reconstruction",
     "objective.feature_layer",
     "objective.judge_reconstructions",
@@ -121,7 +122,8 @@ def _timed(way: Execution, settings: Settings, shape: Shape, ranks: Ranks) -> fl
     model = build(settings.networks, objective.likelihood, shape).to(ranks.device)
     engine = assemble(model, objective, settings.optimizers, way, parts=compute.accumulate, recompute=compute.recompute)
     batch = Batch(torch.rand(size, *shape, device=ranks.device))
-    noise = Noise(*torch.randn(2, size, settings.networks.latent, device=ranks.device))
+    posterior_BZ, prior_BZ = torch.randn(2, size, settings.networks.latent, device=ranks.device)
+    noise = Noise(posterior_BZ, prior_BZ, torch.randn_like(batch.images) if objective.penalty else None)
     start = mark(ranks.device)
     for number in range(2 * TIMED):
         if number == TIMED:
@@ -134,7 +136,10 @@ def _key(settings: Settings, shape: Shape, ranks: Ranks, ways: Sequence[Executio
     """What the times of these ways depend on: not beta, lambda or the rates, which a search varies."""
     tree = flatten(dump(settings))
     kept = {path: value for path, value in tree.items() if path.startswith(("networks.", "compute."))}
-    kept |= {path: tree[path] for path in SHAPING} | {"gate": settings.objective.gate is not None}
+    kept |= {path: tree[path] for path in SHAPING} | {
+        "gate": settings.objective.gate is not None,
+        "penalty": settings.objective.penalty > 0,
+    }
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else ranks.device.type
     facts = [kept, settings.data.batch, ranks.world, shape, device, torch.__version__, list(map(asdict, ways))]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

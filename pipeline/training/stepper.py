@@ -45,7 +45,8 @@ class Stepper:
         average = moving_average(players["autoencoder"].network, settings.average_half_life, data.batch)
         self.state = TrainState(model, average, players, Progress())
         self._settings = settings
-        chance = Chance(settings.seed, data.batch, settings.networks.latent, ranks.share(data.batch), flip=data.flip)
+        share, slopes = ranks.share(data.batch), shape if settings.objective.penalty else None
+        chance = Chance(settings.seed, data.batch, settings.networks.latent, share, flip=data.flip, slopes=slopes)
         self._loader = Loader(feed, chance, ranks.device)
 
     @property

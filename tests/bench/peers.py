@@ -1,7 +1,7 @@
 """What the step is compared with: pythae's trainer, and loops written by hand with equal arithmetic.
 
 pythae 0.1.2 (extra `bench`) trains Larsen's VAE-GAN: D on images and prior samples, the likelihood on D's features, one
-forward, then three backwards over it. Its gate is set so wide that nobody ever rests. B batch, Z latent.
+forward, then three backwards over it. B batch, Z latent.
 """
 
 import logging
@@ -19,8 +19,14 @@ from vaegan.objective import kl
 Step = Callable[[], object]
 
 
-def pythae_epoch(model: VAEGAN, images: Tensor, batch: int, feature_layer: int) -> Step:
-    """An epoch of `CoupledOptimizerAdversarialTrainer.train_step` on these networks; images: (N, C, H, W) in [0, 1]."""
+def pythae_epoch(
+    model: VAEGAN, images: Tensor, batch: int, feature_layer: int, lr: float = 3e-4, margin: float = 1e9
+) -> Step:
+    """An epoch of `CoupledOptimizerAdversarialTrainer.train_step` on these networks; images: (N, C, H, W) in [0, 1].
+
+    Everything that is not an argument is pythae's own default. feature_layer: of D, -1 for the last. margin: of its
+    gate, so wide unless given that nobody ever rests.
+    """
     logging.disable(logging.INFO)
     from pythae import models
     from pythae.data.datasets import BaseDataset
@@ -47,7 +53,7 @@ def pythae_epoch(model: VAEGAN, images: Tensor, batch: int, feature_layer: int) 
             return ModelOutput(reconstruction=self.network(z))
 
     class Discriminator(BaseDiscriminator):  # type: ignore[misc]
-        depth = feature_layer
+        depth = len(model.discriminator.blocks)  # type: ignore[arg-type]
 
         def __init__(self) -> None:
             super().__init__()
@@ -56,26 +62,26 @@ def pythae_epoch(model: VAEGAN, images: Tensor, batch: int, feature_layer: int) 
         def forward(self, x: Tensor, output_layer_levels: list[int] | None = None) -> ModelOutput:
             if output_layer_levels is None:
                 return ModelOutput(embedding=self.network(x))
+            (layer,) = output_layer_levels
             hidden = torch.relu(self.network.stem(2 * x - 1))
-            for block in self.network.blocks[: feature_layer - 1]:
+            for block in self.network.blocks[: layer - 1]:
                 hidden = block(hidden)
-            features = self.network.blocks[feature_layer - 1].convolution(hidden)
-            return ModelOutput(**{f"embedding_layer_{feature_layer}": features})
+            return ModelOutput(**{f"embedding_layer_{layer}": self.network.blocks[layer - 1].convolution(hidden)})
 
     settings = models.VAEGANConfig(
         input_dim=tuple(images.shape[1:]),
         latent_dim=model.decoder.latent_size,
         reconstruction_layer=feature_layer,
-        margin=1e9,
+        margin=margin,
     )
     peer = models.VAEGAN(settings, Encoder(), Decoder(), Discriminator())
     config = CoupledOptimizerAdversarialTrainerConfig(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=batch,
         no_cuda=not images.is_cuda,
-        encoder_learning_rate=3e-4,
-        decoder_learning_rate=3e-4,
-        discriminator_learning_rate=3e-4,
+        encoder_learning_rate=lr,
+        decoder_learning_rate=lr,
+        discriminator_learning_rate=lr,
     )
     data = BaseDataset(images.cpu(), torch.zeros(len(images)))
     trainer = CoupledOptimizerAdversarialTrainer(peer, data, None, config)

@@ -23,7 +23,7 @@ class Rows:
 
 
 def loader(*, flip: bool) -> Loader:
-    return Loader(Rows(), Chance(3, 8, 2, slice(0, 8), flip=flip), CPU)
+    return Loader(Rows(), Chance(3, 8, 2, slice(0, 8), flip=flip, slopes=(1, 2, 2)), CPU)
 
 
 def test_pixels_are_shown_in_the_unit_interval() -> None:

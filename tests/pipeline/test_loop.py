@@ -306,9 +306,9 @@ def test_a_hasty_checkpoint_rule_is_warned_of_once(digits, tmp_path):
 
 
 def drawn(seed: int, position: int, share: slice = slice(0, 12)) -> list[torch.Tensor]:
-    noise, flips = Chance(seed, 12, 5, share, flip=True).at(position)
-    assert flips is not None
-    return [*noise, flips]
+    noise, flips = Chance(seed, 12, 5, share, flip=True, slopes=(1, 2, 2)).at(position)
+    assert flips is not None and noise.directions is not None
+    return [noise.posterior_BZ, noise.prior_BZ, noise.directions, flips]
 
 
 def test_the_chance_of_a_step_does_not_depend_on_how_many_share_it():

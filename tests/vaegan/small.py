@@ -45,12 +45,17 @@ def game(
     """The same game every time it is called."""
     torch.manual_seed(7)
     model = build(networks, objective.likelihood, shape)
-    batch, noise = drawn(size, shape, networks.latent)
+    batch, noise = drawn(size, shape, networks.latent, objective)
     return Game(model, players(model, objective, optimizers), batch, noise)
 
 
-def drawn(size: int, shape: tuple[int, ...], latent: int) -> tuple[Batch, Noise]:
-    return Batch(torch.rand(size, *shape)), Noise(torch.randn(size, latent), torch.randn(size, latent))
+def drawn(
+    size: int, shape: tuple[int, ...], latent: int, objective: config.Objective | None = None
+) -> tuple[Batch, Noise]:
+    batch, noise = Batch(torch.rand(size, *shape)), Noise(torch.randn(size, latent), torch.randn(size, latent))
+    if objective is not None and objective.penalty:
+        noise = noise._replace(directions=torch.randn(size, *shape))
+    return batch, noise
 
 
 def with_sgd(everyone: dict[str, Player], lr: float) -> dict[str, Player]:

@@ -30,23 +30,27 @@ from tests.vaegan.small import (
     with_sgd,
 )
 from vaegan import VAEGAN, config, objective
-from vaegan.objective import turns, weights_at
+from vaegan.objective import STEP, turns, weights_at
 from vaegan.step import Agree, Batch, Made, Noise, Player, Players, Terms, Turn, alone, frozen, move, step, total
 
 BERNOULLI = config.Likelihood(kind="bernoulli")
 OBJECTIVES = {
     "plain": PLAIN,
     "plain, saturating": replace(PLAIN, adversarial="saturating"),
+    "plain, relativistic": replace(PLAIN, adversarial="relativistic", penalty=0.5),
     "plain, features": replace(PLAIN, reconstruction="features"),
     "plain, learned variance": replace(PLAIN, likelihood=config.Likelihood(variance="learned")),
     "joint": JOINT,
     "joint, per-pixel variance": replace(JOINT, likelihood=config.Likelihood(variance="per-pixel")),
     "joint, reconstructions": replace(JOINT, judge_reconstructions=True),
+    "joint, relativistic": replace(JOINT, adversarial="relativistic", penalty=0.5, judge_reconstructions=True),
+    "joint, penalty": replace(JOINT, penalty=0.5),
     "larsen": LARSEN,
     "larsen, bernoulli": replace(LARSEN, likelihood=BERNOULLI),
 }
 every_objective = pytest.mark.parametrize("settings", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 both_generator_losses = pytest.mark.parametrize("adversarial", ["non-saturating", "saturating"])
+every_adversarial = pytest.mark.parametrize("adversarial", ["non-saturating", "saturating", "relativistic"])
 
 
 def turn_of(settings: config.Objective, name: str) -> Turn:
@@ -103,10 +107,72 @@ def test_every_term_is_of_each_image(settings: config.Objective) -> None:
     assert norms == {f"{turn.name}/gradient_norm" for turn in turns(settings)}
     assert {logged[name].shape for name in logged.keys() - norms} == {(6,)}
     fakes = {"samples", "reconstructions"} if settings.judge_reconstructions else {"samples"}
-    expected = norms | {f"discriminator/{name}" for name in {"real", "logit_real", "logit_fake"} | fakes}
+    expected = norms | {f"discriminator/{name}" for name in {"logit_real", "logit_fake"} | fakes}
+    if settings.adversarial != "relativistic":
+        expected.add("discriminator/real")
+    if settings.penalty:
+        expected.add("discriminator/penalty")
     expected |= {"autoencoder/reconstruction", "autoencoder/kl"}
     expected.add("generator/adversarial" if settings.schedule == "plain" else "autoencoder/adversarial")
     assert logged.keys() == expected
+
+
+# --- pairs and slopes -------------------------------------------------------------------------------------------------
+
+
+def test_a_relativistic_loss_is_the_surprise_at_which_of_two_is_real() -> None:
+    real, fake = torch.randn(2, 50, dtype=torch.float64)
+    odds = torch.exp(real) / (torch.exp(real) + torch.exp(fake))
+    torch.testing.assert_close(objective.relativistic(real, fake), -odds.log())
+    torch.testing.assert_close(objective.relativistic(fake, real), -(1 - odds).log())
+
+
+@pytest.mark.parametrize("schedule", ["plain", "joint"])
+def test_relativistic_sides_face_the_same_pairs(schedule: str) -> None:
+    settings = config.Objective(schedule=schedule, adversarial="relativistic")  # type: ignore[arg-type]
+    at = game(settings)
+    judged = terms_of(turn_of(settings, "discriminator"), at)["samples"]
+    generated = turn_of(settings, "generator" if schedule == "plain" else "autoencoder")
+    descended = terms_of(generated, at)["adversarial"]
+    torch.testing.assert_close(torch.exp(-judged) + torch.exp(-descended), torch.ones_like(judged))
+
+
+def test_squared_slopes_of_a_line_average_to_its_gradients_square() -> None:
+    slope_X = torch.randn(12, dtype=torch.float64)
+    directions = 12**0.5 * torch.eye(12, dtype=torch.float64)  # their second moment is that of N(0, I)
+    here = torch.randn((), dtype=torch.float64)
+    measured = torch.stack([objective.squared_slopes(here, here + objective.STEP * slope_X @ v) for v in directions])
+    torch.testing.assert_close(measured.mean(), slope_X.square().sum())
+
+
+def test_the_penalty_is_the_squared_gradient_at_real_and_generated_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objective, "STEP", 1e-6)  # so short that no ReLU bends within it
+    settings = replace(PLAIN, penalty=0.5)
+    at = game(settings)
+    turn = turn_of(settings, "discriminator")
+    pixels = at.batch.images[0].numel()
+    directions = pixels**0.5 * torch.eye(pixels, dtype=torch.float64).reshape(pixels, 1, *at.batch.images.shape[1:])
+    found = [
+        terms_of(turn, at._replace(noise=at.noise._replace(directions=v.expand_as(at.batch.images))))["penalty"]
+        for v in directions
+    ]
+    with torch.no_grad():
+        shown = at.model.decoder(at.noise.prior_BZ)
+    seen = torch.cat([at.batch.images, shown]).requires_grad_()
+    (gradient,) = torch.autograd.grad(at.model.discriminator.judge(seen).logits_B.sum(), seen)
+    exact = gradient.square().flatten(1).sum(1).unflatten(0, (2, -1)).sum(0)
+    torch.testing.assert_close(torch.stack(found).mean(0), exact, rtol=1e-6, atol=0)
+
+
+def test_the_penalty_flattens_the_discriminator_and_counts_gamma_halves() -> None:
+    settings = replace(PLAIN, penalty=0.5)
+    torch.testing.assert_close(weights_at(settings, 0)["penalty"], torch.tensor(0.25, dtype=torch.float64))
+    at = game(settings)
+    at = at._replace(players=with_sgd(at.players, 1e-5))
+    turn = turn_of(settings, "discriminator")
+    before = terms_of(turn, at)["penalty"].mean()
+    take(turn, at, penalty=1e3)
+    assert terms_of(turn, at)["penalty"].mean() < before
 
 
 # --- the weights ------------------------------------------------------------------------------------------------------
@@ -117,13 +183,13 @@ def test_every_term_is_of_each_image(settings: config.Objective) -> None:
 )
 def test_weights_warm_up_linearly_in_images(seen: int, beta: float, lambda_: float) -> None:
     settings = config.Objective(beta=2.0, beta_warmup=100, lambda_=4.0, lambda_warmup=100)
-    torch.testing.assert_close(weights_at(settings, seen), weights(kl=beta, adversarial=lambda_))
+    torch.testing.assert_close(weights_at(settings, seen), weights(kl=beta, adversarial=lambda_, penalty=0.0))
 
 
 def test_beta_and_lambda_warm_up_apart_and_at_once_without_a_warm_up() -> None:
     settings = config.Objective(beta=2.0, lambda_=4.0, lambda_warmup=100)
-    torch.testing.assert_close(weights_at(settings, 0), weights(kl=2.0, adversarial=0.0))
-    torch.testing.assert_close(weights_at(settings, 10), weights(kl=2.0, adversarial=0.4))
+    torch.testing.assert_close(weights_at(settings, 0), weights(kl=2.0, adversarial=0.0, penalty=0.0))
+    torch.testing.assert_close(weights_at(settings, 10), weights(kl=2.0, adversarial=0.4, penalty=0.0))
 
 
 @pytest.mark.parametrize("settings", [PLAIN, JOINT, LARSEN], ids=["plain", "joint", "larsen"])
@@ -267,7 +333,7 @@ def adversarial_alone(settings: config.Objective) -> Turn:
     return replace(turn_of(settings, "autoencoder"), terms=terms)
 
 
-@both_generator_losses
+@every_adversarial
 @pytest.mark.parametrize("settings", [PLAIN, JOINT], ids=["plain", "joint"])
 def test_the_generator_never_helps_the_discriminator(settings: config.Objective, adversarial: str) -> None:
     settings = replace(settings, adversarial=adversarial)  # type: ignore[arg-type]
@@ -284,7 +350,7 @@ def test_the_generator_never_helps_the_discriminator(settings: config.Objective,
         assert score() > before
 
 
-@both_generator_losses
+@every_adversarial
 def test_the_decoder_raises_the_score_of_its_reconstructions_too(adversarial: str) -> None:
     settings = replace(LARSEN, adversarial=adversarial)  # type: ignore[arg-type]
     at = game(settings)
@@ -301,7 +367,7 @@ def test_the_decoder_raises_the_score_of_its_reconstructions_too(adversarial: st
     assert same(encoder_before, values(at.model.encoder))
 
 
-@both_generator_losses
+@every_adversarial
 @pytest.mark.parametrize("settings", [PLAIN, JOINT, LARSEN], ids=["plain", "joint", "larsen"])
 def test_the_discriminators_step_raises_L_GAN(settings: config.Objective, adversarial: str) -> None:
     settings = replace(settings, adversarial=adversarial)  # type: ignore[arg-type]
@@ -401,25 +467,40 @@ class Reference:
         divergence = kl_divergence(posterior, Normal(torch.zeros(()), torch.ones(()))).sum(1)
         return (-p.log_prob(at_x) + self.settings.beta * divergence).mean()
 
-    def generators(self, z: Tensor) -> Tensor:
+    def beats(self, ahead: Tensor, behind: Tensor) -> Tensor:
+        """log P(of these two probabilities of being real, the first image is the real one), given that one is."""
+        ahead, behind = ahead / (1 - ahead), behind / (1 - behind)
+        return (ahead / (ahead + behind)).log()
+
+    def generators(self, z: Tensor, batch: Batch) -> Tensor:
         d_fake = self.model.discriminator(self.model.decoder(z))
+        if self.settings.adversarial == "relativistic":
+            return -self.beats(d_fake, self.model.discriminator(batch.images)).mean()
         return {"non-saturating": -d_fake.log(), "saturating": (1 - d_fake).log()}[self.settings.adversarial].mean()
 
     def update(self, batch: Batch, noise: Noise) -> None:
         d, g = self.model.discriminator, self.model.decoder
-        l_gan = d(batch.images).log().mean() + (1 - d(g(noise.prior_BZ))).log().mean()
+        fakes = [g(noise.prior_BZ)]
         if self.settings.judge_reconstructions:
-            l_gan = l_gan + (1 - d(g(self.codes(batch, noise)[1]))).log().mean()
+            fakes.append(g(self.codes(batch, noise)[1]))
+        if self.settings.adversarial == "relativistic":
+            l_gan = torch.stack([self.beats(d(batch.images), d(x)) for x in fakes]).sum(0).mean()
+        else:
+            l_gan = d(batch.images).log().mean() + torch.stack([(1 - d(x)).log() for x in fakes]).sum(0).mean()
+        if noise.directions is not None:
+            ends = [(d(x), d(x + STEP * noise.directions)) for x in (batch.images, *fakes)]
+            slopes = torch.stack([(there.logit() - here.logit()) / STEP for here, there in ends])
+            l_gan = l_gan - self.settings.penalty / 2 * slopes.square().sum(0).mean()
         self.apply(self.d_optimizer, torch.autograd.grad(-l_gan, list(d.parameters())))
         if self.settings.schedule == "plain":
-            loss = self.generators(noise.prior_BZ)
+            loss = self.generators(noise.prior_BZ, batch)
             self.apply(self.g_optimizer, torch.autograd.grad(loss, list(g.parameters())))
             self.apply(self.vae_optimizer, torch.autograd.grad(self.l_vae(batch, noise), self.theta))
             return
         to_encoder = torch.autograd.grad(self.l_vae(batch, noise), list(self.model.encoder.parameters()))
-        adversarial = self.generators(noise.prior_BZ)
+        adversarial = self.generators(noise.prior_BZ, batch)
         if self.settings.judge_reconstructions:
-            adversarial = adversarial + self.generators(self.codes(batch, noise)[1])
+            adversarial = adversarial + self.generators(self.codes(batch, noise)[1], batch)
         loss = self.l_vae(batch, noise) + self.settings.lambda_ * adversarial
         self.apply(self.vae_optimizer, to_encoder + torch.autograd.grad(loss, list(g.parameters())))
 
@@ -427,8 +508,10 @@ class Reference:
 REFERRED = {
     "plain": PLAIN,
     "plain, saturating, bernoulli": replace(PLAIN, adversarial="saturating", likelihood=BERNOULLI),
+    "plain, relativistic": replace(PLAIN, adversarial="relativistic", penalty=0.5),
     "plain, features": replace(PLAIN, reconstruction="features"),
     "joint": JOINT,
+    "joint, relativistic": replace(JOINT, adversarial="relativistic", penalty=0.5, judge_reconstructions=True),
     "joint, reconstructions, saturating": replace(JOINT, judge_reconstructions=True, adversarial="saturating"),
     "larsen": LARSEN,
 }
@@ -460,11 +543,12 @@ def test_step_equals_the_equations_written_down(settings: config.Objective, kind
     start = values(at.model)
     reference = Reference(settings, deepcopy(at.model), adam if kind == "adam" else rmsprop)
     for x in images:
-        _, noise = drawn(6, SHAPE, MLP.latent)
+        _, noise = drawn(6, SHAPE, MLP.latent, settings)
         step(turns(settings), at.players, Batch(x), noise, weights_at(settings, 0))
         reference.update(Batch(x), noise)
     assert not any(torch.equal(before, after) for before, after in zip(start, values(at.model), strict=True))
-    torch.testing.assert_close(at.model.state_dict(), reference.model.state_dict(), rtol=0, atol=1e-12)
+    atol = 1e-9 if settings.penalty else 1e-12  # a slope is a small difference, divided by a small step, squared
+    torch.testing.assert_close(at.model.state_dict(), reference.model.state_dict(), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("settings", [LARSEN, JOINT], ids=["larsen", "joint"])
@@ -562,9 +646,13 @@ def test_a_discriminator_at_a_loss_pays_log_two() -> None:
 def test_the_logits_that_are_told_are_those_that_the_losses_are_of(settings: config.Objective) -> None:
     logged = take(turn_of(settings, "discriminator"), game(settings))
     real, fake = (logged[f"discriminator/logit_{which}"] for which in ("real", "fake"))
-    torch.testing.assert_close(logged["discriminator/real"], objective.real_loss(real))
     judged = [loss for name, loss in logged.items() if name.endswith(("/samples", "/reconstructions"))]
-    torch.testing.assert_close(fake, torch.stack([loss.expm1().log() for loss in judged]).mean(0))
+    behind = torch.stack([loss.expm1().log() for loss in judged]).mean(0)
+    if settings.adversarial == "relativistic":
+        behind = behind + real
+    else:
+        torch.testing.assert_close(logged["discriminator/real"], objective.real_loss(real))
+    torch.testing.assert_close(fake, behind)
 
 
 # --- the step's bookkeeping -------------------------------------------------------------------------------------------

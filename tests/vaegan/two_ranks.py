@@ -64,11 +64,12 @@ def train(
     for update in range(UPDATES):
         images = torch.rand(GLOBAL_BATCH, *image_shape, generator=generator, dtype=torch.float64)
         posterior, prior = torch.randn(2, GLOBAL_BATCH, networks.latent, generator=generator, dtype=torch.float64)
+        directions = images.roll(1, 0) - 0.5
         terms = step(
             turns(objective),
             everyone,
             Batch(images[share]),
-            Noise(posterior[share], prior[share]),
+            Noise(posterior[share], prior[share], directions[share] if objective.penalty else None),
             weights_at(objective, update * GLOBAL_BATCH),
             agree,
             parts=parts,
