@@ -1,7 +1,7 @@
 # git, make and Python >= 3.11 are all a fresh machine needs: every target makes .venv first, when it is missing or old.
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu lint check bench bench-gpu format clean
+.PHONY: help demo test test-gpu lint check bench bench-quality bench-gpu format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,6 +14,7 @@ help:
 	echo "make test    the tests"
 	echo "make check   ruff, mypy --strict and every test, as CI runs them"
 	echo "make bench   every benchmark, beside pythae: an hour on two quiet cores"
+	echo "make bench-quality DATA=...    ours beside a VAE, a GAN, Larsen's and pythae's: hours of a core"
 	echo "make test-gpu, make bench-gpu    the same for one GPU"
 
 demo: .venv/ready data/digits/dataset.json
@@ -43,6 +44,11 @@ BENCHMARKS := step whole_run evaluation two_workers data_path growth startup
 
 bench: .venv/bench
 	for name in $(BENCHMARKS); do echo; echo "== $$name"; $(BIN)/python -m tests.bench.$$name || exit 1; done
+
+DATA ?= data/fashion-mnist
+
+bench-quality: .venv/bench
+	$(BIN)/python -m tests.bench.quality $(DATA)
 
 test-gpu: $(if $(filter $(BIN)/%,$(GPU_PYTHON)),.venv/dev)
 	$(GPU_PYTHON) -m pytest -m gpu tests/vaegan

@@ -17,7 +17,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.data import manifest as manifests
@@ -34,15 +32,15 @@ from pipeline.evaluation import pictures
 from pipeline.evaluation.extractors import open_extractor
 from pipeline.evaluation.figures import Codes, Evaluator
 from pipeline.evaluation.held_out import read
-from pipeline.evaluation.samplers import mixture
 from pipeline.settings import Settings, merge, parse, read_tree
 from tests.bench.common import machine, spread, table
+from tests.bench.mixture import mixture
 from tests.bench.peers import pythae_epoch
 from tests.bench.trainee import EVERY, fresh_model, trained
 from vaegan import Autoencoder
 
 EXTRACTORS = ("classifier", "pca64")
-DISTANCE, OF_MIXTURE, MINUTES = "eval/fd_classifier/samples", "mixture", "minutes"
+DISTANCE, OF_MIXTURE = "eval/fd_classifier/samples", "mixture"
 COLUMNS = {
     "prior: fd_classifier": DISTANCE,
     "fd_pca64": "eval/fd_pca64/samples",
@@ -109,12 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         running = [pool.submit(result, one, settings_of(given, one, seed), given.out) for one, seed in jobs]
         for done in as_completed(running):
             one, figures = done.result()
-            print(f"{one}: {figures[MINUTES]:.1f} minutes, {DISTANCE} {figures.get(DISTANCE, 0):.1f}", flush=True)
+            print(f"{one}: {DISTANCE} {figures[DISTANCE]:.1f}", flush=True)
             found[one].append(figures)
     rows = [["real images, as many of the training split", *_floor(next(iter(found.values()))[0])]]
     rows += [[name, *_cells(results)] for name, results in found.items()]
     title = f"{given.data}, {given.images:,} images seen, networks of {given.preset}: median (range) over seeds"
-    table(title, ["", *COLUMNS, "minutes of a core"], rows)
+    table(title, ["", *COLUMNS], rows)
 
 
 def result(one: Contestant, settings: Settings, out: Path) -> tuple[str, Figures]:
@@ -122,16 +120,14 @@ def result(one: Contestant, settings: Settings, out: Path) -> tuple[str, Figures
     figures = out / f"{one.name.replace(' ', '-')}-{settings.seed}.json"
     weights = figures.with_suffix(".safetensors")
     if not weights.exists():
-        start = time.monotonic()
         autoencoder = _by_pythae(one.pythae, settings) if one.pythae else trained(settings, one.moves).average
-        minutes = (time.monotonic() - start) / 60
-        save_file(autoencoder.state_dict(), weights, {MINUTES: str(minutes)})
+        save_file(autoencoder.state_dict(), weights)
     if not figures.exists():
         autoencoder = fresh_model(settings).autoencoder.eval()
         autoencoder.load_state_dict(load_file(weights))
         pictures.save(pictures.grid(_shown(autoencoder, settings), 16), figures.with_suffix(".png"))
         found = measured(autoencoder, settings, encodes="autoencoder" in one.moves)
-        figures.write_text(json.dumps({**found, MINUTES: _minutes(weights)}, indent=2) + "\n")
+        figures.write_text(json.dumps(found, indent=2) + "\n")
     return one.name, json.loads(figures.read_text())
 
 
@@ -183,18 +179,13 @@ def _shown(autoencoder: Autoencoder, settings: Settings) -> torch.Tensor:
     return torch.cat([pictures.samples(autoencoder, 96, 0), pictures.reconstructions(autoencoder, originals, 16)])
 
 
-def _minutes(weights: Path) -> float:
-    with safe_open(weights, "pt") as file:
-        return float(file.metadata()[MINUTES])
-
-
 def _cells(results: Sequence[Figures]) -> list[str]:
     columns = [
         (FORMS.get(title, ".1f"), [found[name] for found in results if name in found])
         for title, name in COLUMNS.items()
     ]
     cells = [_cell(values, form) for form, values in columns]
-    return [*cells, _cell([found[MINUTES] for found in results], ".0f")]
+    return cells
 
 
 def _cell(values: Sequence[float], form: str) -> str:

@@ -1,7 +1,6 @@
 """A training run without a cluster, files or evaluations: what quality is measured on."""
 
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import NamedTuple
 
 import torch
@@ -26,7 +25,6 @@ class Trained(NamedTuple):
     model: VAEGAN
     average: Autoencoder
     """Of the weights over time, as it is registered."""
-    seconds: float
 
 
 def fresh_model(settings: Settings) -> VAEGAN:
@@ -60,7 +58,6 @@ def trained(
     )
     loader = Loader(feed_of(settings, manifest, Ranks()), chance, torch.device("cpu"))
     logged: list[Tensor] = []
-    start = monotonic()
     for seen in range(0, settings.stop.images, batch):
         _, images, noise = loader.at(seen)
         logged.append(engine(images, noise, weights_at(settings.objective, seen)))
@@ -70,4 +67,4 @@ def trained(
             logged = []
     averaged = average.module
     assert isinstance(averaged, Autoencoder)
-    return Trained(model, averaged, monotonic() - start)
+    return Trained(model, averaged)
