@@ -1,7 +1,6 @@
 """Figures that compare two sets of images by their features. N real rows, M fake rows, F features, K columns."""
 
 from collections.abc import Callable, Sequence
-from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from pipeline.evaluation import estimate
 from pipeline.evaluation.estimate import Estimate
 from vaegan.metrics.jackknife import jackknife
-from vaegan.metrics.kernel import kernel_distance
+from vaegan.metrics.kernel import kernel_distances
 from vaegan.metrics.moments import Moments, frechet_distance
 from vaegan.metrics.neighbours import neighbours
 
@@ -49,9 +48,7 @@ def _moments(parts: Sequence[Tensor]) -> Moments:
 
 
 def _kernel(real_NF: Tensor, fake_MF: Tensor) -> tuple[Estimate]:
-    blocks = ceil(min(len(real_NF), len(fake_MF)) / BLOCK)
-    pairs = zip(real_NF.tensor_split(blocks), fake_MF.tensor_split(blocks), strict=True)
-    return (estimate.mean(torch.tensor([kernel_distance(a, b, BLOCK) for a, b in pairs], dtype=torch.float64)),)
+    return (estimate.mean(kernel_distances(real_NF, fake_MF, BLOCK)),)
 
 
 def _neighbours(real_NF: Tensor, fake_MF: Tensor) -> tuple[Estimate, ...]:

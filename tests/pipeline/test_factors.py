@@ -120,6 +120,13 @@ def test_thresholds_need_no_order_of_a_factors_values():
     assert separated_predictability(codes_NZ, shape_N[:, None]) == pytest.approx(1, abs=0.1)
 
 
+def test_a_rare_value_counts_as_much_as_a_common_one():
+    """By the best threshold between N(0, 1 / 4) and N(1, 1 / 4), 2 Phi(1) - 1 above chance, however rare one is."""
+    rare_N = (np.arange(20_000) % 20 == 0).astype(int)
+    codes_NZ = np.stack([rare_N, np.zeros(20_000)], 1) + 0.5 * noise(20_000, 2)
+    assert separated_predictability(codes_NZ, rare_N[:, None]) == pytest.approx(0.683, abs=0.05)
+
+
 def test_the_vote_does_not_mind_the_scale_of_a_unit(factors, perfect):
     def score(codes_NZ: Codes) -> float:
         return factor_vae_score(codes_NZ, factors, np.random.default_rng(3))

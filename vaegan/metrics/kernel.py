@@ -9,12 +9,19 @@ from torch import Tensor
 def kernel_distance(a_NF: Tensor, b_MF: Tensor, block: int = 1000) -> float:
     """Squared maximum mean discrepancy under the kernel (x.y / F + 1)^3, unbiased, so it may be below 0.
 
-    KID of Binkowski et al. 2018 (arXiv 1801.01401), section 4, on these features: the mean over consecutive blocks of
-    about `block` rows, which all rows are in. Takes at least two rows a side; order them at random, as images are.
+    KID of Binkowski et al. 2018 (arXiv 1801.01401), section 4, on these features: the mean of `kernel_distances`.
+    """
+    return float(kernel_distances(a_NF, b_MF, block).mean())
+
+
+def kernel_distances(a_NF: Tensor, b_MF: Tensor, block: int = 1000) -> Tensor:
+    """That of consecutive blocks of about `block` rows, (blocks,), float64; every row is in one.
+
+    Takes at least two rows a side, in random order, as images are.
     """
     blocks = ceil(min(len(a_NF), len(b_MF)) / block)
     pairs = zip(a_NF.tensor_split(blocks), b_MF.tensor_split(blocks), strict=True)
-    return float(torch.stack([_unbiased(a.double(), b.double()) for a, b in pairs]).mean())
+    return torch.stack([_unbiased(a.double(), b.double()) for a, b in pairs])
 
 
 def _unbiased(a_NF: Tensor, b_MF: Tensor) -> Tensor:
