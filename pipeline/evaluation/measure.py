@@ -6,8 +6,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from pipeline.data import manifest as manifests
-from pipeline.evaluation import pictures
 from pipeline.evaluation.figures import open_evaluator
+from pipeline.evaluation.pictures import pictures_of
 from pipeline.evaluation.protocol import Evaluation
 from pipeline.ranks import Ranks
 from pipeline.settings import Settings
@@ -38,16 +38,11 @@ class Measure:
     def __call__(self, autoencoder: Autoencoder) -> Found:
         """All ranks together."""
         evaluation = self._evaluator.evaluate(autoencoder, self._evaluator.prior(autoencoder.decoder.latent_size))
-        return Found(evaluation, self._pictures(autoencoder) if self._ranks.first else {})
+        shown = self._evaluator.held_out
+        drawn = pictures_of(autoencoder, shown.images, shown.training, self._seed) if self._ranks.first else {}
+        return Found(evaluation, drawn)
 
     def checkpoint(self, path: Path) -> Found:
         """The averaged model of a checkpoint, all ranks together. Raises Mistake where the checkpoint is damaged."""
         autoencoder, _ = checkpoints.load_average(path)
         return self(autoencoder.to(self._ranks.device))
-
-    def _pictures(self, autoencoder: Autoencoder) -> dict[str, Image.Image]:
-        originals = self._evaluator.held_out.images[:32].float() / 255
-        return {
-            "samples": pictures.grid(pictures.samples(autoencoder, 64, self._seed), 8),
-            "reconstructions": pictures.grid(pictures.reconstructions(autoencoder, originals), 8),
-        }

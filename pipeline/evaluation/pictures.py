@@ -65,7 +65,7 @@ def samples(autoencoder: Autoencoder, count: int, seed: int) -> Tensor:
 @torch.no_grad()
 def reconstructions(autoencoder: Autoencoder, originals: Tensor, columns: int = 8) -> Tensor:
     """Rows of originals in [0, 1], each above the row of their reconstructions."""
-    shown = autoencoder.reconstruct(originals.to(next(autoencoder.parameters()).device)).cpu()
+    shown = autoencoder.reconstruct(originals.to(_device(autoencoder))).cpu()
     pairs = zip(originals.cpu().split(columns), shown.split(columns), strict=True)
     return torch.cat([row for pair in pairs for row in pair])
 
@@ -73,6 +73,7 @@ def reconstructions(autoencoder: Autoencoder, originals: Tensor, columns: int = 
 @torch.no_grad()
 def interpolation(autoencoder: Autoencoder, originals: Tensor, steps: int = 8) -> Tensor:
     """A row for each two originals in turn: the way from one to the other through the latent space."""
+    originals = originals.to(_device(autoencoder))
     rows = [autoencoder.interpolate(a, b, steps) for a, b in zip(originals[::2], originals[1::2], strict=True)]
     return torch.cat(rows).cpu()
 
@@ -80,14 +81,14 @@ def interpolation(autoencoder: Autoencoder, originals: Tensor, steps: int = 8) -
 @torch.no_grad()
 def most_active(autoencoder: Autoencoder, originals: Tensor) -> Tensor:
     """Numbers of the latent units, the most active first: by the variance of E[z|x] over images (Burda 2016), (Z,)."""
-    means_NZ = autoencoder.encode(originals.to(next(autoencoder.parameters()).device))
+    means_NZ = autoencoder.encode(originals.to(_device(autoencoder)))
     return means_NZ.var(0).argsort(descending=True)
 
 
 @torch.no_grad()
 def traversal(autoencoder: Autoencoder, original: Tensor, units_U: Tensor, steps: int) -> Tensor:
     """A row for each unit: an image's code, this unit alone moved from -3 to 3 standard deviations of the prior."""
-    code_1Z = autoencoder.encode(original[None].to(next(autoencoder.parameters()).device))
+    code_1Z = autoencoder.encode(original[None].to(_device(autoencoder)))
     codes_RZ = code_1Z.repeat(len(units_U) * steps, 1)
     along = torch.linspace(-3, 3, steps, dtype=codes_RZ.dtype, device=codes_RZ.device)
     codes_RZ[torch.arange(len(codes_RZ)), units_U.repeat_interleave(steps)] = along.repeat(len(units_U))
@@ -138,3 +139,7 @@ def save(picture: Image.Image, path: Path) -> Path:
     temporary = path.with_name(f".{path.name}.writing")
     picture.save(temporary, format="PNG")
     return temporary.replace(path)
+
+
+def _device(autoencoder: Autoencoder) -> torch.device:
+    return next(autoencoder.parameters()).device

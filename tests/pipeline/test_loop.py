@@ -41,6 +41,7 @@ TERMS = {
         "train/autoencoder/gradient_norm",
     },
 }
+PICTURES = ("samples", "reconstructions", "interpolations", "traversals", "neighbours")
 FIGURES = {"eval/fd_pca64/samples", "eval/fd_pca64/reconstructions", "eval/psnr/reconstructions"}
 
 
@@ -98,7 +99,7 @@ def test_a_checkpoint_is_reported_once_with_all_its_figures(digits, tmp_path):
 def test_a_checkpoint_has_pictures_beside_it(digits, tmp_path):
     done = run(tiny(digits, tmp_path))
     told = [str(event.body["path"]) for event in done.events if event.kind == "picture"]
-    assert told == [f"pictures/{key}-{s:09d}.png" for s in (128, 256) for key in ("samples", "reconstructions")]
+    assert told == [f"pictures/{key}-{s:09d}.png" for s in (128, 256) for key in PICTURES]
     assert sorted(told) == sorted(f"pictures/{path.name}" for path in (done.directory / "pictures").iterdir())
 
 
