@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from statistics import median
 
-from pipeline.evaluation.curves import panels
+from pipeline.evaluation.curves import Panel, panels
 from pipeline.evaluation.words import word
 from pipeline.report.charts import chart, short
 from pipeline.report.figures import Side, floor_of, table, titled
@@ -50,10 +50,10 @@ def page(story: Story, sides: Sequence[Side], search: Html, remarks: Sequence[st
     main = tag(
         "main",
         _header(story, sides),
-        _warnings(story),
+        _warnings(story, sides),
         _figures(sides, remarks),
         _pictures(story),
-        _curves(story),
+        _curves(story, sides),
         search,
         _settings(story, sides),
         _lineage(story),
@@ -117,10 +117,12 @@ def _tile(value: str, title: str, under: str) -> Html:
     return tag("div", tag("b", value), tag("span", title), tag("small", under))
 
 
-def _warnings(story: Story) -> Html:
+def _warnings(story: Story, sides: Sequence[Side]) -> Html:
+    signs = ", ".join(sides[0].evaluation.health) if sides else ""
+    shown = [tag("p", f"Shown by the best checkpoint: {signs}.")] if signs else []
     warnings = story.of_kind("warning")
     lines = [tag("li", f"{event.body['text']} ", tag("small", f"at {event.step:,} images")) for event in warnings]
-    return tag("aside", tag("h2", "Warnings"), tag("ul", *lines)) if lines else Html()
+    return tag("aside", tag("h2", "Signs of trouble"), *shown, tag("ul", *lines)) if lines or signs else Html()
 
 
 def _figures(sides: Sequence[Side], remarks: Sequence[str]) -> Html:
@@ -165,14 +167,23 @@ def _figure(path: Path, caption: str) -> Html:
     return tag("figure", tag("img", src=f"data:image/png;base64,{data}", alt=caption), tag("figcaption", caption))
 
 
-def _curves(story: Story) -> Html:
+def _curves(story: Story, sides: Sequence[Side]) -> Html:
     metric = story.settings.checkpoints.metric.rpartition("/")[0]
-    drawn = panels(story.points)
+    drawn = [panel._replace(guides=panel.guides + _levels(panel, story, sides)) for panel in panels(story.points)]
     first = [panel for prefix in (metric, *FIRST) for panel in drawn if panel.key.startswith(prefix)]
     others = [panel for panel in drawn if panel not in first]
     charts = tag("div", *map(chart, first), class_="charts") if first else Html()
     more = fold(f"{len(others)} more", tag("div", *map(chart, others), class_="charts")) if others else Html()
     return section("Curves", *([tag("p", "Over the images seen.")] if drawn else ()), charts, more)
+
+
+def _levels(panel: Panel, story: Story, sides: Sequence[Side]) -> tuple[tuple[float, str], ...]:
+    """What a curve of health is judged by, and what real images would reach."""
+    threshold = flatten(story.record["settings"]).get(panel.key.replace("/", "."))
+    if panel.key.startswith("health/") and isinstance(threshold, int | float):
+        return ((threshold, "threshold"),)
+    floor = floor_of(sides[0].evaluation, f"{panel.key}/samples") if sides else None
+    return () if floor is None else ((floor, "real images"),)
 
 
 def _settings(story: Story, sides: Sequence[Side]) -> Html:

@@ -144,6 +144,16 @@ def test_chromium_makes_no_request_for_a_report(home, tmp_path):
     assert requests(control, tmp_path) == {"http://elsewhere.invalid/x.png"}
 
 
+def test_curves_stand_beside_what_real_images_reach_and_signs_of_trouble_come_first(home, tmp_path):
+    shutil.copytree(home / "plain", tmp_path / "ill")
+    for one in checkpoints.listed(tmp_path / "ill"):
+        protocols = {METRIC: {"samples": 64, "floor": 0.5}}
+        ill = Evaluation(figures=one.figures, protocols=protocols, health=("mode_collapse",))
+        checkpoints.write_evaluation(one.path, ill)
+    text = Page(written(tmp_path, tmp_path, "ill")).text
+    assert text.index("mode_collapse") < text.index("floor") < text.index("real images", text.index("Curves"))
+
+
 def test_settings_of_runs_compared_stand_side_by_side(home, tmp_path):
     text = Page(written(home, tmp_path, NAME, "plain")).text
     assert "setting this run default plain" in text
