@@ -71,5 +71,4 @@ def _scales(side: int) -> tuple[float, ...]:
 
 
 def _lpips(network: nn.Module, images: Tensor, reconstructions: Tensor) -> Tensor:
-    originals, shown = (pixels.expand(-1, 3, -1, -1) for pixels in (images, reconstructions))
-    return network(originals, shown, normalize=True).flatten()
+    return network(images, reconstructions, normalize=True).flatten()  # its scales of R, G, B make grey images RGB

@@ -52,8 +52,10 @@ def neighbours(real_NF: Tensor, fake_MF: Tensor, k: int = 5) -> Neighbours:
 
 def _radii(rows_NF: Tensor, k: int) -> Tensor:
     """Squared distance of each row to its k-th nearest, itself not counted: (N,)."""
-    nearest = (squared.topk(k + 1, largest=False) for squared in _squared_distances(rows_NF, rows_NF))
-    return torch.cat([found.values[:, -1] for found in nearest])
+    radii_N = rows_NF.new_empty(len(rows_NF))  # one piece: many small ones would break up the memory that blocks reuse
+    for radii_B, squared_BN in zip(radii_N.split(BLOCK), _squared_distances(rows_NF, rows_NF), strict=True):
+        radii_B.copy_(squared_BN.topk(k + 1, largest=False).values[:, -1])
+    return radii_N
 
 
 def _squared_distances(a_NF: Tensor, b_MF: Tensor) -> Iterator[Tensor]:
