@@ -33,6 +33,8 @@ def find(ref: str, home: Path) -> Found:
     candidates = [directory] if record["kind"] == "run" else sorted(directory.glob("trial-*"))
     found = ranked(candidates)
     if not found:
+        for candidate in candidates:
+            checkpoints.verify_all(candidate)
         raise Mistake(f"{ref} has no checkpoint yet: let {directory} train until checkpoints.every images")
     return found[0]
 

@@ -1,44 +1,136 @@
-"""Whether a candidate becomes champion: a pure decision on figures, apart from whoever acts on it."""
+"""Whether a candidate becomes champion: gates over two evaluations. Pure; who acts on the verdict is elsewhere.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+A difference counts once it exceeds the noise of both figures, which is that of the evaluation: other draws would have
+given other figures. The seed of training is no noise here. It made another model, and models are what is compared.
+"""
+
+from math import hypot, isnan, nan
 from typing import NamedTuple
 
-from pipeline.settings import better
+from pipeline.evaluation.protocol import Evaluation, Value, how, told
+from pipeline.settings import Decision, better
+
+RECONSTRUCTION = "eval/psnr/reconstructions"
 
 
-class Contender(NamedTuple):
-    """What is known of a model version."""
+class Gate(NamedTuple):
+    """One thing asked of the candidate, what both sides have to show, and what came of it as a sentence."""
 
-    figures: Mapping[str, float]
-    """Of its evaluation, by name."""
-    protocol: str
-    """What they were measured on and how: the data set's digest and the settings of the evaluation."""
-
-
-@dataclass(frozen=True)
-class Promote:
-    """The candidate becomes champion."""
-
+    name: str
+    candidate: str
+    champion: str
+    asked: str
+    passed: bool
     why: str
 
 
-@dataclass(frozen=True)
-class Keep:
-    """The champion stays."""
+class Verdict(NamedTuple):
+    """What the gates come to."""
 
-    why: str
+    gates: tuple[Gate, ...]
+
+    @property
+    def promote(self) -> bool:
+        """Whether the candidate becomes champion."""
+        return all(gate.passed for gate in self.gates)
+
+    @property
+    def why(self) -> str:
+        """Every gate that stayed shut; where none did, the gain."""
+        return "; ".join(gate.why for gate in self.gates if not gate.passed) or self.gates[0].why
 
 
-def decide(candidate: Contender, champion: Contender | None, metric: str) -> Promote | Keep:
-    """Promote only what is better by `metric`; figures measured differently can't be compared."""
+def decide(candidate: Evaluation, champion: Evaluation | None, metric: str, rules: Decision) -> Verdict:
+    """Promote what is better by `metric` than chance explains, healthy, and reconstructs well enough.
+
+    The first of all has only to be healthy and measured on enough. Where a figure or its noise is missing its gate
+    stays shut.
+    """
     if champion is None:
-        return Promote("there is no champion yet")
-    if candidate.protocol != champion.protocol:
-        return Keep(f"measured on {candidate.protocol}, the champion on {champion.protocol}: not comparable")
-    if metric not in champion.figures:
-        return Keep(f"the champion has no {metric} to compare with")
-    new, old = candidate.figures[metric], champion.figures[metric]
-    is_better = new < old if better(metric) == "min" else new > old
-    comparison = f"{metric} {new:.4g} against the champion's {old:.4g}"
-    return Promote(comparison) if is_better else Keep(comparison)
+        gain = Gate(metric, _figure(candidate, metric), "", "", True, "there is no champion yet")
+        return Verdict((gain, _samples(candidate, champion, metric, rules), _health(candidate, champion)))
+    return Verdict(
+        (
+            _gain(candidate, champion, metric, rules),
+            _protocol(candidate, champion, metric),
+            _samples(candidate, champion, metric, rules),
+            _health(candidate, champion),
+            _reconstruction(candidate, champion, rules),
+        )
+    )
+
+
+def _gain(candidate: Evaluation, champion: Evaluation, metric: str, rules: Decision) -> Gate:
+    new, old = candidate.figures.get(metric, nan), champion.figures.get(metric, nan)
+    gain = old - new if better(metric) == "min" else new - old
+    noise = hypot(_noise(candidate, metric), _noise(champion, metric))
+    passed = gain > rules.noises * noise
+    if isnan(gain) or isnan(noise):
+        why = f"{metric} or its noise is not known of both"
+    elif gain <= 0:
+        why = f"{metric} is {new:.4g}, no better than the champion's {old:.4g}"
+    else:
+        why = (
+            f"{metric} is {new:.4g} against the champion's {old:.4g}, better by {gain:.2g}: "
+            f"{'more than' if passed else 'within'} {rules.noises:g} times the noise of the difference, {noise:.2g}"
+        )
+    asked = f"better by {rules.noises * noise:.2g}"
+    return Gate(metric, _figure(candidate, metric), _figure(champion, metric), asked, passed, why)
+
+
+def _protocol(candidate: Evaluation, champion: Evaluation, metric: str) -> Gate:
+    """Of both figures that are compared."""
+    mine: dict[str, Value] = {}
+    others: dict[str, Value] = {}
+    for name in (metric, RECONSTRUCTION):
+        new, old = (how(side.protocols.get(name, {})) for side in (candidate, champion))
+        differing = [key for key in dict.fromkeys((*new, *old)) if new.get(key) != old.get(key)]
+        mine |= {key: new.get(key) for key in differing}
+        others |= {key: old.get(key) for key in differing}
+    if not mine:
+        return Gate("protocol", "the same", "the same", "the same", True, "both were measured alike")
+    why = f"not comparable: measured with {told(mine)}; the champion with {told(others)}"
+    return Gate("protocol", told(mine), told(others), "the same", False, why)
+
+
+def _samples(candidate: Evaluation, champion: Evaluation | None, metric: str, rules: Decision) -> Gate:
+    """Drawn, or where the figure draws none, held out."""
+
+    def count(side: Evaluation | None) -> int:
+        protocol = {} if side is None else side.protocols.get(metric, {})
+        return int(protocol.get("samples") or protocol.get("images") or 0)
+
+    mine, others = count(candidate), count(champion)
+    why = f"{metric} was measured on {mine:,} images, decision.samples asks for {rules.samples:,}"
+    asked = f"at least {rules.samples:,}"
+    return Gate("samples", f"{mine:,}", f"{others:,}" if champion else "", asked, mine >= rules.samples, why)
+
+
+def _health(candidate: Evaluation, champion: Evaluation | None) -> Gate:
+    mine, others = (", ".join(side.health) or "no sign" if side else "" for side in (candidate, champion))
+    why = f"its training showed signs of trouble: {mine}"
+    return Gate("health", mine, others, "no sign", not candidate.health, why)
+
+
+def _reconstruction(candidate: Evaluation, champion: Evaluation, rules: Decision) -> Gate:
+    new, old = (side.figures.get(RECONSTRUCTION, nan) for side in (candidate, champion))
+    bound = old - rules.psnr_loss
+    why = f"{RECONSTRUCTION} is {new:.4g} dB, {bound:.4g} are asked for: the champion's less {rules.psnr_loss:g}"
+    mine, others = (_figure(side, RECONSTRUCTION) for side in (candidate, champion))
+    return Gate(RECONSTRUCTION, mine, others, f"at least {bound:.4g}", new >= bound, why)
+
+
+def _figure(side: Evaluation, name: str) -> str:
+    """With what belongs to it."""
+    if name not in side.figures:
+        return "unknown"
+    own = side.protocols.get(name, {})
+    noise, floor = own.get("noise"), own.get("floor")
+    shown = f"{side.figures[name]:.4g}"
+    shown += "" if noise is None else f" +- {noise:.2g}"
+    return shown if floor is None else f"{shown} (floor {floor:.3g})"
+
+
+def _noise(side: Evaluation, name: str) -> float:
+    noise = side.protocols.get(name, {}).get("noise")
+    return nan if noise is None else float(noise)

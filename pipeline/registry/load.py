@@ -24,7 +24,12 @@ def load(ref: str, home: Path) -> tuple[Autoencoder, Shape]:
 
     mlflow.set_tracking_uri(uri)
     try:
+        flavours = mlflow.models.get_model_info(ref).flavors
+        if not {"weights", "description"} <= flavours.get("python_function", {}).get("artifacts", {}).keys():
+            raise Mistake(f"{ref} is not a model of ours: it was not made by `vaegan register`")
         model = mlflow.pyfunc.load_model(ref).unwrap_python_model()
     except MlflowException as error:
         raise Mistake(f"{ref}: {error.message.splitlines()[0]} (asked {uri})") from None
+    except ValueError as error:
+        raise Mistake(f"{ref}: {error}") from None
     return model.autoencoder, model.shape

@@ -6,6 +6,7 @@ Images are float32 (N, C, H, W) in [0, 1]; codes are (N, Z, 1, 1), so that one s
 `count` images from the prior and takes no notice of x.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import mlflow
 import numpy as np
 import torch
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from vaegan import Autoencoder, build
 from vaegan.config import Likelihood, Networks
@@ -28,12 +29,15 @@ class VaeganModel(PythonModel):
     shape: tuple[int, int, int]
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Build the networks and fill in their weights; no pickle is read."""
+        """Build the networks and fill in their weights; no pickle is read. Raises ValueError for damaged weights."""
         description = json.loads(Path(context.artifacts["description"]).read_text())
         self.shape = tuple(description["shape"])
         networks, likelihood = Networks(**description["networks"]), Likelihood(**description["likelihood"])
         self.autoencoder = build(networks, likelihood, self.shape).autoencoder.eval()
-        self.autoencoder.load_state_dict(load_file(context.artifacts["weights"]))
+        weights = Path(context.artifacts["weights"]).read_bytes()
+        if hashlib.sha256(weights).hexdigest() != description["sha256"]:
+            raise ValueError("the weights are damaged: their sha256 differs from that in description.json")
+        self.autoencoder.load_state_dict(load(weights))
 
     @torch.inference_mode()
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]

@@ -126,12 +126,16 @@ def evaluation_of(path: Path) -> Evaluation | None:
 
 
 def load_average(path: Path) -> tuple[Autoencoder, Description]:
-    """The averaged model of a checkpoint, and what it is. Raises Mistake where the checkpoint is damaged."""
+    """The averaged model of a checkpoint, and what it is. Raises Mistake where it is damaged, or not ours."""
     verify(path)
-    description = Description.from_json(json.loads((path / STATE).read_text())["description"])
-    weights: Tensors = load_file(path / "average.safetensors")
-    autoencoder = description.autoencoder()
-    autoencoder.load_state_dict(weights)
+    try:
+        description = Description.from_json(json.loads((path / STATE).read_text())["description"])
+        weights: Tensors = load_file(path / "average.safetensors")
+        autoencoder = description.autoencoder()
+        autoencoder.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        why = " ".join(str(error).split())
+        raise Mistake(f"{path} is whole, but not a checkpoint of this version of vaegan: {why}") from None
     return autoencoder.eval(), description
 
 
@@ -145,6 +149,12 @@ def verify(path: Path) -> None:
     for name, fingerprint in expected.items():
         if found.get(name) != fingerprint:
             raise Mistake(f"{path / name} is damaged: its size or sha256 differs from {MANIFEST}")
+
+
+def verify_all(directory: Path) -> None:
+    """Raise Mistake where a checkpoint of a run is not whole."""
+    for path in _folders(directory):
+        verify(path)
 
 
 def digest(path: Path) -> str:

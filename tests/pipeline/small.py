@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from pipeline.data import manifest as manifests
+from pipeline.evaluation.protocol import Evaluation, Protocol, Value
 from pipeline.ranks import Ranks
 from pipeline.rundir import Event, Record, new_record, open_record, read_journal
 from pipeline.settings import Settings, Tree, dump, identity, merge, parse
@@ -94,6 +95,16 @@ def events(directory: Path) -> list[Event]:
 def points(directory: Path) -> list[tuple[str, int]]:
     """(key, step) of every point of a journal."""
     return [(key, event.step) for event in events(directory) if event.kind == "metrics" for key in event.body]
+
+
+FD, PSNR = "eval/fd_pca64/samples", "eval/psnr/reconstructions"
+PROTOCOL: Protocol = {"extractor": "pca64", "data": "d" * 64, "split": "test", "images": 10_000, "seed": 0}
+
+
+def evaluation(fd: float, psnr: float = 20.0, noise: float = 0.0, **protocol: Value) -> Evaluation:
+    """One that found these two figures."""
+    how = {**PROTOCOL, "noise": noise, **protocol}
+    return Evaluation(figures={FD: fd, PSNR: psnr}, protocols={FD: {"samples": 10_000, **how}, PSNR: how})
 
 
 def state_of(path: Path) -> dict[str, dict[str, object]]:

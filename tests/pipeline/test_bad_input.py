@@ -1,11 +1,15 @@
 """Mistakes at the keyboard: one line, exit code 2, nothing left behind. No cluster is started for any of them."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from pipeline.cli import main
+from pipeline.training import checkpoints
+from tests.pipeline.small import evaluation, game, record, tiny
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
@@ -81,3 +85,64 @@ def test_a_model_or_run_that_is_not_there_is_named(here: Path, capsys: pytest.Ca
 def test_a_sweep_without_a_distribution_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "sweep.yaml").write_text("preset: digits\n")
     assert "nothing to search" in refused(capsys, "tune", "run", "sweep.yaml")
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(here: Path, digits: str) -> Path:
+    """Of the run `small`, and all that it has."""
+    record(tiny(digits, here / "runs", {"name": "small"}), uri=f"sqlite:///{here}/runs/mlflow.db")
+    played = game()
+    path = checkpoints.write(here / "runs" / "small", played.state.snapshot(), played.description)
+    checkpoints.write_evaluation(path, evaluation(1.0))
+    return path
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def of_another_program(path: Path) -> None:
+    state = path.with_name("state.json")
+    tree = json.loads(state.read_text())
+    tree["description"]["networks"]["family"] = "transformer"
+    state.write_text(json.dumps(tree))
+    path.write_text(json.dumps(checkpoints._fingerprints(path.parent)))
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "told"),
+    [
+        ("average.safetensors", cut, "average.safetensors is damaged: its size or sha256 differs"),
+        ("state.json", cut, "state.json is damaged: its size or sha256 differs"),
+        ("optimizer-discriminator.safetensors", Path.unlink, "optimizer-discriminator.safetensors is damaged"),
+        ("manifest.json", Path.unlink, "is not a checkpoint: it has no readable manifest.json"),
+        ("manifest.json", of_another_program, "not a checkpoint of this version of vaegan"),
+    ],
+)
+def test_a_checkpoint_that_is_damaged_or_not_ours_is_named(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], file: str, spoil: Callable[[Path], None], told: str
+) -> None:
+    spoil(checkpoint / file)
+    for command in (["sample", "small", "--out", "grid.png"], ["register", "small", "--name", "model"]):
+        line = refused(capsys, *command)
+        assert told in line and checkpoint.name in line
+    assert not Path("grid.png").exists() and not Path("runs/mlflow.db").exists()
+
+
+def test_a_checkpoint_without_an_evaluation_is_not_registered(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut(checkpoint / "evaluation.json")
+    line = refused(capsys, "register", "small", "--name", "model")
+    assert checkpoint.name in line and "vaegan evaluate small" in line
+
+
+def test_data_of_another_shape_than_the_models_are_refused(
+    checkpoint: Path, digits: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, "sample", "small", "--data", digits, "--out", "grid.png")
+    assert "(1, 32, 32)" in line and "(1, 4, 4)" in line
+    assert not Path("grid.png").exists()

@@ -1,0 +1,102 @@
+"""Aliases of a real registry move only to what `decide` promotes, and a version keeps what was decided on."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient, set_tracking_uri
+from mlflow.artifacts import load_dict
+
+from pipeline.evaluation.protocol import Evaluation
+from pipeline.registry.register import register
+from pipeline.training import checkpoints
+from tests.pipeline.small import evaluation, game, record, tiny
+
+pytestmark = pytest.mark.cluster
+
+
+class Registry:
+    """A home and its MLflow."""
+
+    def __init__(self, home: Path, digits: str, uri: str) -> None:
+        self.home = home
+        self._digits = digits
+        self._uri = uri
+        self._client = MlflowClient(uri)
+
+    def made(self, name: str, found: Evaluation) -> Path:
+        """A run with one checkpoint, evaluated so."""
+        record(tiny(self._digits, self.home, {"name": name}), uri=self._uri)
+        played = game(seed=len(list(self.home.glob("*/run.json"))))
+        path = checkpoints.write(self.home / name, played.state.snapshot(), played.description)
+        checkpoints.write_evaluation(path, found)
+        return path
+
+    def offered(self, name: str, found: Evaluation) -> str | None:
+        """The run of the champion once such a run has been registered."""
+        self.made(name, found)
+        register(name, "model", self.home)
+        return self.champion
+
+    @property
+    def champion(self) -> str | None:
+        """Its run."""
+        version = self._client.get_registered_model("model").aliases.get("champion")
+        return None if version is None else Path(self.tags(version)["vaegan.run"]).name
+
+    @property
+    def versions(self) -> int:
+        return len(self._client.search_model_versions("name = 'model'"))
+
+    def tags(self, version: int | str) -> dict[str, str]:
+        return dict(self._client.get_model_version("model", str(version)).tags)
+
+    def evaluation(self, version: int) -> Evaluation:
+        set_tracking_uri(self._uri)
+        return Evaluation.from_json(load_dict(f"models:/model/{version}/artifacts/evaluation.json"))
+
+
+@pytest.fixture
+def registry(tmp_path: Path, digits: str, store: str) -> Registry:
+    return Registry(tmp_path, digits, store)
+
+
+def test_the_champion_changes_for_what_is_better_and_for_nothing_else(registry, capsys):
+    ill = replace(evaluation(1.0, noise=0.1), health=("mode_collapse",))
+    assert registry.offered("few", evaluation(5.0, noise=0.1, samples=64)) is None
+    assert "vaegan sample models:/model@challenger" in capsys.readouterr().out
+    assert registry.offered("first", evaluation(5.0, noise=0.1)) == "first"
+    assert registry.offered("worse", evaluation(6.0, noise=0.1)) == "first"
+    assert registry.offered("lucky", evaluation(4.7, noise=0.1)) == "first"
+    assert registry.offered("ill", ill) == "first"
+    assert registry.offered("blurred", evaluation(1.0, psnr=18.0, noise=0.1)) == "first"
+    assert registry.offered("elsewhere", evaluation(1.0, noise=0.1, data="e" * 64)) == "first"
+    shown = capsys.readouterr().out
+    assert shown.count("model@champion stays version 2") == 5
+    assert "data eeeeeeeeeeee" in shown and "data dddddddddddd" in shown
+    assert registry.offered("better", evaluation(4.0, noise=0.1)) == "better"
+    assert "vaegan sample models:/model@champion" in capsys.readouterr().out
+    assert registry.evaluation(5) == ill
+    assert registry.tags(5)["vaegan.health"] == "mode_collapse"
+
+
+def test_no_worse_one_wins_by_chance(registry):
+    chance = random.Random(0)
+    best = registry.offered("0", evaluation(10.0, noise=0.1))
+    for number in range(1, 8):
+        truth = 10.0 + chance.choice([0.05, 0.1, 0.5])
+        assert registry.offered(str(number), evaluation(truth + 0.1 * chance.gauss(), noise=0.1)) == best
+
+
+def test_a_checkpoint_is_one_version_until_it_is_evaluated_anew(registry, capsys):
+    path = registry.made("run", evaluation(5.0, seed=0))
+    for _ in range(2):
+        register("run", "model", registry.home)
+    assert registry.versions == 1
+    assert "this checkpoint, registered before" in capsys.readouterr().out
+    checkpoints.write_evaluation(path, evaluation(7.0, seed=1))
+    register("run", "model", registry.home)
+    assert registry.versions == 2
+    assert "model@champion is version 2" in capsys.readouterr().out, "it keeps the throne, not the old figures"
+    assert registry.offered("other", evaluation(6.0, seed=1)) == "other"
