@@ -11,6 +11,7 @@ from pipeline.evaluation.protocol import Evaluation, Value, how, told
 from pipeline.settings import Decision, better
 
 RECONSTRUCTION = "eval/psnr/reconstructions"
+NOBODY = Evaluation(figures={}, protocols={})
 
 
 class Gate(NamedTuple):
@@ -47,8 +48,9 @@ def decide(candidate: Evaluation, champion: Evaluation | None, metric: str, rule
     stays shut.
     """
     if champion is None:
-        gain = Gate(metric, _figure(candidate, metric), "", "", True, "there is no champion yet")
-        return Verdict((gain, _samples(candidate, champion, metric, rules), _health(candidate, champion)))
+        first = Gate(metric, _figure(candidate, metric), "", "", True, "there is no champion yet")
+        alone = (_samples(candidate, NOBODY, metric, rules), _health(candidate, NOBODY))
+        return Verdict((first, *(gate._replace(champion="") for gate in alone)))
     return Verdict(
         (
             _gain(candidate, champion, metric, rules),
@@ -93,21 +95,16 @@ def _protocol(candidate: Evaluation, champion: Evaluation, metric: str) -> Gate:
     return Gate("protocol", told(mine), told(others), "the same", False, why)
 
 
-def _samples(candidate: Evaluation, champion: Evaluation | None, metric: str, rules: Decision) -> Gate:
+def _samples(candidate: Evaluation, champion: Evaluation, metric: str, rules: Decision) -> Gate:
     """Drawn, or where the figure draws none, held out."""
-
-    def count(side: Evaluation | None) -> int:
-        protocol = {} if side is None else side.protocols.get(metric, {})
-        return int(protocol.get("samples") or protocol.get("images") or 0)
-
-    mine, others = count(candidate), count(champion)
+    protocols = (side.protocols.get(metric, {}) for side in (candidate, champion))
+    mine, others = (int(one.get("samples") or one.get("images") or 0) for one in protocols)
     why = f"{metric} was measured on {mine:,} images, decision.samples asks for {rules.samples:,}"
-    asked = f"at least {rules.samples:,}"
-    return Gate("samples", f"{mine:,}", f"{others:,}" if champion else "", asked, mine >= rules.samples, why)
+    return Gate("samples", f"{mine:,}", f"{others:,}", f"at least {rules.samples:,}", mine >= rules.samples, why)
 
 
-def _health(candidate: Evaluation, champion: Evaluation | None) -> Gate:
-    mine, others = (", ".join(side.health) or "no sign" if side else "" for side in (candidate, champion))
+def _health(candidate: Evaluation, champion: Evaluation) -> Gate:
+    mine, others = (", ".join(side.health) or "no sign" for side in (candidate, champion))
     why = f"its training showed signs of trouble: {mine}"
     return Gate("health", mine, others, "no sign", not candidate.health, why)
 

@@ -18,6 +18,7 @@ from pipeline.references import Found, find, is_model
 from pipeline.registry import package
 from pipeline.registry.card import card
 from pipeline.registry.decide import Verdict, decide
+from pipeline.registry.versions import CHECKPOINT, evaluation_of
 from pipeline.settings import is_model_name
 from pipeline.table import print_table
 from pipeline.tracking import connect, local_store, push, run_id
@@ -25,7 +26,7 @@ from pipeline.training import checkpoints
 from pipeline.training.checkpoints import Description
 
 CHALLENGER, CHAMPION = "challenger", "champion"
-CHECKPOINT, EVALUATION = "vaegan.checkpoint_sha256", "vaegan.evaluation_sha256"
+EVALUATION = "vaegan.evaluation_sha256"
 
 
 class Candidate(NamedTuple):
@@ -146,7 +147,7 @@ def _decide_aliases(client: MlflowClient, candidate: Candidate, registered: Mode
         print(f"{name}@{CHAMPION} is version {version}: the champion itself")
         return CHAMPION
     settings = candidate.found.settings
-    against = None if champion is None else _evaluation_of(champion)
+    against = None if champion is None else evaluation_of(champion, candidate.found.record["tracking_uri"])
     verdict = decide(candidate.evaluation, against, settings.checkpoints.metric, settings.decision)
     _show(verdict, registered, champion)
     if verdict.promote:
@@ -169,12 +170,3 @@ def _show(verdict: Verdict, registered: ModelVersion, champion: ModelVersion | N
 def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
     aliases = client.get_registered_model(name).aliases
     return client.get_model_version(name, str(aliases[CHAMPION])) if CHAMPION in aliases else None
-
-
-def _evaluation_of(registered: ModelVersion) -> Evaluation:
-    """What a version carries; nothing, where it was registered by other means."""
-    try:
-        uri = f"models:/{registered.name}/{registered.version}/artifacts/{package.EVALUATION}"
-        return Evaluation.from_json(mlflow.artifacts.load_dict(uri))
-    except MlflowException:
-        return Evaluation(figures={}, protocols={})

@@ -1,13 +1,22 @@
-"""Versions of registered models, as their tags describe them."""
+"""Versions of registered models, and what they carry."""
 
+import json
+import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import Mistake
 from pipeline.evaluation.protocol import Evaluation
-from pipeline.registry.register import CHECKPOINT
+from pipeline.registry.decide import NOBODY
+from pipeline.registry.package import EVALUATION
+
+CHECKPOINT = "vaegan.checkpoint_sha256"
+"""Tag of the checkpoint that a version was made of."""
 
 
 class Version(NamedTuple):
@@ -28,8 +37,18 @@ def version_of(ref: str, uri: str) -> Version:
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except MlflowException as error:
         raise Mistake(f"{ref}: {error.message.splitlines()[0]} (asked {uri})") from None
-    figures = {key: float(value) for key, value in found.tags.items() if key.startswith("eval/")}
-    return Version(name, str(found.version), found.tags.get(CHECKPOINT, ""), Evaluation(figures=figures, protocols={}))
+    return Version(name, str(found.version), found.tags.get(CHECKPOINT, ""), evaluation_of(found, uri))
+
+
+def evaluation_of(registered: ModelVersion, uri: str) -> Evaluation:
+    """What a version at a tracker was decided by; nothing, where it was registered by other means."""
+    place = f"models:/{registered.name}/{registered.version}/artifacts/{EVALUATION}"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(download_artifacts(place, dst_path=folder, tracking_uri=uri))
+            return Evaluation.from_json(json.loads(file.read_text()))
+    except (MlflowException, OSError, ValueError, KeyError):
+        return NOBODY
 
 
 def _taken_apart(ref: str) -> tuple[str, str, str]:

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient, set_tracking_uri
-from mlflow.artifacts import load_dict
+from mlflow import MlflowClient
 
 from pipeline.evaluation.protocol import Evaluation
 from pipeline.registry.register import register
+from pipeline.registry.versions import version_of
 from pipeline.training import checkpoints
 from tests.pipeline.small import evaluation, game, record, tiny
 
@@ -45,6 +45,12 @@ class Registry:
         version = self._client.get_registered_model("model").aliases.get("champion")
         return None if version is None else Path(self.tags(version)["vaegan.run"]).name
 
+    def crown(self, source: str) -> None:
+        """Make a champion of a model from elsewhere."""
+        self._client.create_registered_model("model")
+        version = self._client.create_model_version("model", source)
+        self._client.set_registered_model_alias("model", "champion", version.version)
+
     @property
     def versions(self) -> int:
         return len(self._client.search_model_versions("name = 'model'"))
@@ -53,8 +59,7 @@ class Registry:
         return dict(self._client.get_model_version("model", str(version)).tags)
 
     def evaluation(self, version: int) -> Evaluation:
-        set_tracking_uri(self._uri)
-        return Evaluation.from_json(load_dict(f"models:/model/{version}/artifacts/evaluation.json"))
+        return version_of(f"models:/model/{version}", self._uri).evaluation
 
 
 @pytest.fixture
@@ -79,6 +84,15 @@ def test_the_champion_changes_for_what_is_better_and_for_nothing_else(registry, 
     assert "vaegan sample models:/model@champion" in capsys.readouterr().out
     assert registry.evaluation(5) == ill
     assert registry.tags(5)["vaegan.health"] == "mode_collapse"
+
+
+def test_a_champion_that_was_registered_by_other_means_stays(registry, tmp_path, capsys):
+    registry.crown((tmp_path / "nothing").as_uri())
+    registry.made("ours", evaluation(1.0))
+    register("ours", "model", registry.home)
+    assert "model@champion stays version 1: eval/fd_pca64/samples or its noise is not known of both" in (
+        capsys.readouterr().out
+    )
 
 
 def test_no_worse_one_wins_by_chance(registry):
