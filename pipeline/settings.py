@@ -26,7 +26,8 @@ Tree = dict[str, object]
 Extractor = Literal["pca64", "classifier", "inception"]
 EXTRACTORS: tuple[Extractor, ...] = get_args(Extractor)
 
-SETS = ("fd", "kd", "precision", "recall", "density", "coverage")
+QUALITIES = ("fd", "kd", "precision", "recall", "density", "coverage")
+SETS = (*QUALITIES, "diversity")
 """Figures that compare two sets of images by an extractor's features."""
 SIMILARITIES = ("psnr", "ssim", "ms_ssim", "lpips")
 NATS = ("nelbo", "reconstruction_nats", "importance_nats", "bits_per_dim")
@@ -140,6 +141,40 @@ class Decision:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Health:
+    """What counts as trouble, and what is done about it; `pipeline.training.health` says what each sign means.
+
+    A sign shows when three readings in a row lie beyond its threshold; a number that is not finite shows at once.
+    """
+
+    __pydantic_config__ = STRICT
+
+    mode: Literal["warn", "stop", "act"] = "warn"
+    """warn: it is said, once, and training goes on as long as numbers are finite. stop: the run ends. act: what can be
+    done is done, and said: the discriminator rests and is under a stricter penalty, or the run is set back to its last
+    good checkpoint with a lower rate, three times at most."""
+    hold: int = 10_000
+    """Images for which the discriminator rests."""
+    posterior_collapse: float = 0.01
+    """KL of a latent unit in nats, mean over units: bad below."""
+    active_units: float = 0.05
+    """Share of latent units that tell images apart, in evaluations: bad below."""
+    mode_collapse: float = 0.3
+    """In evaluations, diversity of samples as a part of that of reconstructions, or class coverage: bad below."""
+    discriminator_saturation: float = 0.01
+    """Mean loss of the discriminator in nats, 0.69 where it can't tell real from generated: bad below."""
+    logit_gap: float = 50.0
+    """Between the discriminator's mean logits on real and on generated images, either way: bad above."""
+    gradient_vanishing: float = 1e-3
+    """Norm of a player's gradient, the smallest: bad below."""
+    gradient_explosion: float = 1e6
+    """The largest: bad above."""
+
+    def __post_init__(self) -> None:
+        require(self.hold >= 1, "hold", self.hold, "a number of images >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Workers:
     """Who does the work: Ray Train workers, one rank each."""
 
@@ -233,6 +268,7 @@ class Settings:
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     evaluation: Evaluation = field(default_factory=Evaluation)
     decision: Decision = field(default_factory=Decision)
+    health: Health = field(default_factory=Health)
     workers: Workers = field(default_factory=Workers)
     compute: Compute = field(default_factory=Compute)
     tracking: Tracking = field(default_factory=Tracking)
@@ -302,10 +338,10 @@ def better(figure: str) -> Literal["min", "max"]:
 
 def rankable(extractors: Sequence[str], likelihood: str) -> list[str]:
     """Figures that checkpoints can be ranked by: those of quality that these extractors and this likelihood give."""
-    samples = [set_figure(kind, extractor, "samples") for extractor in extractors for kind in SETS]
+    samples = [set_figure(kind, extractor, "samples") for extractor in extractors for kind in QUALITIES]
     if "classifier" in extractors:
         samples.append("eval/class_coverage/samples")
-    shown = [set_figure(kind, extractor, "reconstructions") for extractor in extractors for kind in SETS]
+    shown = [set_figure(kind, extractor, "reconstructions") for extractor in extractors for kind in QUALITIES]
     shown += [f"eval/{kind}/reconstructions" for kind in SIMILARITIES]
     nats = [f"eval/{kind}/images" for kind in NATS if kind != "bits_per_dim" or likelihood == "gaussian"]
     return [*samples, *shown, *nats, *(f"eval/{kind}/latents" for kind in FACTORS)]

@@ -95,6 +95,10 @@ class Engine:
                 self._captured = _Captured(self._from_tensors, batch, noise, weights)
             return self._captured(batch, noise, weights)
 
+    def forget(self) -> None:
+        """Record a captured step anew: the players have taken up other states."""
+        self._taken, self._captured = 0, None
+
     def _step(self, batch: Batch, noise: Noise, weights: Weights, watch: Watch) -> Terms:
         return step(self._turns, self.players, batch, noise, weights, self._agree, parts=self._parts, watch=watch)
 

@@ -20,6 +20,7 @@ WORDS = {
     "recall": Word("recall", "", "share of real images that the model can make"),
     "density": Word("density", "", "how thickly images lie where real ones do; 1 for real ones"),
     "coverage": Word("coverage", "", "share of real images with a made one near them"),
+    "diversity": Word("diversity", "", "how much images vary; 1 for real ones"),
     "class_coverage": Word("class coverage", "", "1 where classes come in their real shares"),
     "psnr": Word("PSNR", "dB", "closeness of pixels"),
     "ssim": Word("SSIM", "", "closeness of structure; 1 for equal images"),

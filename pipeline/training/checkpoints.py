@@ -14,7 +14,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
@@ -106,8 +107,12 @@ def images_of(path: Path) -> int:
 
 def restore(path: Path, state: TrainState) -> None:
     """Bring a run back to a checkpoint."""
-    files = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
-    state.restore(files, json.loads((path / STATE).read_text())["progress"])
+    state.restore(*_saved(path))
+
+
+def set_back(path: Path, state: TrainState) -> None:
+    """Give a run that goes on the weights of a checkpoint."""
+    state.set_back(*_saved(path))
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
@@ -175,6 +180,17 @@ def newest_whole(directory: Path) -> tuple[Path | None, list[str]]:
     return None, troubles
 
 
+def newest_without(directory: Path, signs: Collection[str]) -> Path | None:
+    """The newest checkpoint that was evaluated, verifies, and carries none of these signs of trouble."""
+    for path in reversed(_folders(directory)):
+        evaluation = evaluation_of(path)
+        if evaluation is not None and not set(signs) & set(evaluation.health):
+            with suppress(Mistake):
+                verify(path)
+                return path
+    return None
+
+
 def set_aside_newer(directory: Path, newest: Path | None) -> None:
     """Take checkpoints newer than the newest whole one out of the way."""
     for path in _folders(directory):
@@ -228,6 +244,11 @@ def prune(directory: Path, keep: int, metric: str) -> None:
 def _folders(directory: Path) -> list[Path]:
     """Oldest first."""
     return sorted(directory.glob(f"{PREFIX}*"), key=images_of)
+
+
+def _saved(path: Path) -> tuple[dict[str, Tensors], dict[str, object]]:
+    files = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
+    return files, json.loads((path / STATE).read_text())["progress"]
 
 
 def _save(tensors: Tensors, path: Path) -> None:

@@ -1,9 +1,203 @@
-"""Signs that a run has gone wrong. T terms, S steps."""
+"""Signs that a run has gone wrong: what each means, whether it shows, what is to be done. The loop does it.
 
-from collections.abc import Mapping, Sequence
+T terms, S steps.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from pipeline.settings import Health
+from pipeline.training.state import Progress
+from vaegan.step import Weights
+
+READINGS = 3
+"""In a row, from which a sign shows."""
+STRICTER = 3.0
+"""What the weight of the discriminator's penalty is multiplied by when it rests."""
+SLOWER = 0.1
+"""What the rate of a player is multiplied by when a run is set back."""
+SET_BACKS = 3
+"""Of one run, at most."""
+
+
+class Sign(NamedTuple):
+    """One kind of trouble, whose threshold is the setting of its name."""
+
+    bad: Literal["below", "above"]
+    means: str
+    remedy: str
+    """What to try."""
+    cure: Literal["hold", "set back"] | None = None
+    """What `act` does. hold: the discriminator rests, and is under a stricter penalty afterwards; where that did not
+    help, the run is set back."""
+    slows: Literal["discriminator", "everyone"] = "everyone"
+    """Whose rate is lower in a run that was set back."""
+
+
+SIGNS = {
+    "posterior_collapse": Sign(
+        "below",
+        "codes say next to nothing about their images, so the decoder does without them",
+        "lower objective.beta, or let it rise over objective.beta_warmup images",
+    ),
+    "active_units": Sign(
+        "below",
+        "few latent units tell images apart",
+        "lower objective.beta, let it rise over objective.beta_warmup images, or choose a smaller networks.latent",
+    ),
+    "mode_collapse": Sign(
+        "below",
+        "samples vary much less than they should: the generator makes a few of them over and over",
+        "lower objective.lambda or optimizers.discriminator.lr",
+    ),
+    "discriminator_saturation": Sign(
+        "below",
+        "the discriminator is sure of every image, so the generator has no way to do better",
+        "lower optimizers.discriminator.lr, or set objective.gate",
+        cure="hold",
+        slows="discriminator",
+    ),
+    "logit_gap": Sign(
+        "above",
+        "the discriminator's answers run away, and what the generator learns from them with it",
+        "lower optimizers.discriminator.lr, or set objective.gate",
+        cure="hold",
+        slows="discriminator",
+    ),
+    "gradient_vanishing": Sign(
+        "below",
+        "a player no longer learns: as a rule a discriminator that answers every image alike",
+        "lower optimizers.discriminator.lr",
+        cure="set back",
+        slows="discriminator",
+    ),
+    "gradient_explosion": Sign(
+        "above",
+        "one step more may ruin a player's weights",
+        "lower the rate of the player whose train/<turn>/gradient_norm is largest",
+        cure="set back",
+    ),
+}
+"""By name, and beside them `not_finite`, which needs no threshold."""
+
+CURABLE = frozenset(name for name, sign in SIGNS.items() if sign.cure is not None)
+"""Signs that a checkpoint must not carry for a run to be set back to it."""
+
+
+class Finding(NamedTuple):
+    """A sign that shows from now on."""
+
+    sign: str
+    text: str
+
+
+Treatment = Literal["tell", "end", "hold", "set back"]
+
+
+def readings(terms: Mapping[str, float], units: int, lambda_: float) -> dict[str, float]:
+    """Sign -> its number. terms: `turn/term` -> mean since the last reading; units: of the latent code.
+
+    Where nobody learns from the discriminator, lambda being 0, it may be as sure as it likes.
+    """
+    norms = [value for name, value in terms.items() if name.endswith("/gradient_norm")]
+    found = {"posterior_collapse": terms["autoencoder/kl"] / units, "gradient_explosion": max(norms)}
+    if lambda_ > 0:
+        kinds = [f"discriminator/{kind}" for kind in ("real", "samples", "reconstructions")]
+        found["discriminator_saturation"] = fmean(terms[kind] for kind in kinds if kind in terms)
+        found["logit_gap"] = abs(terms["discriminator/logit_real"] - terms["discriminator/logit_fake"])
+        found["gradient_vanishing"] = min(norms)
+    return found
+
+
+def evaluated(figures: Mapping[str, float], units: int) -> dict[str, float]:
+    """Sign -> its number, for those that an evaluation's figures show.
+
+    Samples are compared with reconstructions: those of a young or blurred decoder vary little too.
+    """
+    found = {}
+    if "eval/active_units/latents" in figures:
+        found["active_units"] = figures["eval/active_units/latents"] / units
+    covered = [value for name, value in figures.items() if name == "eval/class_coverage/samples"]
+    for name, value in figures.items():
+        beside = figures.get(name.replace("/samples", "/reconstructions"), 0.0)
+        if name.startswith("eval/diversity") and name.endswith("/samples") and beside > 0:
+            covered.append(value / beside)
+    return found | ({"mode_collapse": min(covered)} if covered else {})
+
+
+def points(found: Mapping[str, float]) -> dict[str, float]:
+    """The same as points of curves."""
+    return {f"health/{sign}": value for sign, value in found.items()}
+
+
+def counted(found: Mapping[str, float], showing: Mapping[str, int], rules: Health) -> dict[str, int]:
+    """Sign -> bad readings in a row, this one included. showing: the same before it."""
+    return {sign: showing.get(sign, 0) + 1 if _is_bad(sign, value, rules) else 0 for sign, value in found.items()}
+
+
+def standing(counts: Mapping[str, int]) -> set[str]:
+    """Signs that show."""
+    return {sign for sign, count in counts.items() if count >= READINGS}
+
+
+def look(found: Mapping[str, float], progress: Progress, rules: Health) -> list[Finding]:
+    """Signs that show from this reading on, having been counted in the run's progress."""
+    if progress.images_seen < progress.held_until:
+        found = {sign: value for sign, value in found.items() if SIGNS[sign].cure != "hold"}
+    counts = counted(found, progress.showing, rules)
+    progress.showing |= counts
+    onsets = [sign for sign, count in counts.items() if count == READINGS]
+    progress.flags += onsets
+    return [Finding(sign, _text(sign, found[sign], rules)) for sign in onsets]
+
+
+def carried(progress: Progress) -> tuple[str, ...]:
+    """Signs that a checkpoint saved now carries: those that showed since the last one."""
+    return tuple(sorted({*progress.flags, *standing(progress.showing)}))
+
+
+def treatment(sign: str, progress: Progress, rules: Health) -> Treatment:
+    """What is done about a sign that shows."""
+    worst: Treatment = "end" if sign == "not_finite" or rules.mode == "stop" else "tell"
+    cure = "set back" if sign == "not_finite" else SIGNS[sign].cure
+    if rules.mode != "act" or cure is None:
+        return worst
+    if cure == "hold" and not progress.held_until:
+        return "hold"
+    return "set back" if progress.set_back < SET_BACKS else worst
+
+
+def hold(progress: Progress, rules: Health, penalty: float) -> str:
+    """Let the discriminator rest, and raise its penalty where there is one. Returns what was done."""
+    progress.held_until = progress.images_seen + rules.hold
+    progress.showing = {sign: count for sign, count in progress.showing.items() if SIGNS[sign].cure != "hold"}
+    progress.penalty *= STRICTER
+    raised = f"; its penalty weighs {STRICTER:g} times what it did" if penalty else ""
+    return f"the discriminator rests for {rules.hold:,} images{raised}"
+
+
+def slow(sign: str, progress: Progress, players: Iterable[str]) -> str:
+    """Count a run as set back, which lowers rates and ends all that showed. Returns what was done to the rates."""
+    who = "everyone" if sign == "not_finite" else SIGNS[sign].slows
+    for player in players:
+        if who in (player, "everyone"):
+            progress.rates[player] = SLOWER * progress.rates.get(player, 1.0)
+    progress.set_back += 1
+    progress.held_until, progress.showing, progress.flags = 0, {}, []
+    return f"{who}'s learning rate is {SLOWER:g} times what it was"
+
+
+def treated(weights: Weights, progress: Progress, players: Iterable[str]) -> dict[str, Tensor]:
+    """The next step's weights, as what was done to the run changes them; a rate for each player among them."""
+    rates = {player: progress.rates.get(player, 1.0) for player in players}
+    if progress.images_seen < progress.held_until:
+        rates["discriminator"] = 0.0
+    penalty = {"penalty": progress.penalty * weights["penalty"]}
+    return {**weights, **penalty, **{player: torch.tensor(rate).double() for player, rate in rates.items()}}
 
 
 def not_finite(networks: Mapping[str, nn.Module]) -> str:
@@ -21,3 +215,18 @@ def first_not_finite(names: Sequence[str], means_ST: Tensor) -> tuple[int, str] 
         return None
     step, term = bad_ST.nonzero()[0].tolist()
     return step, names[term]
+
+
+def _is_bad(sign: str, value: float, rules: Health) -> bool:
+    threshold = _threshold(sign, rules)
+    return value < threshold if SIGNS[sign].bad == "below" else value > threshold
+
+
+def _threshold(sign: str, rules: Health) -> float:
+    threshold: float = getattr(rules, sign)
+    return threshold
+
+
+def _text(sign: str, value: float, rules: Health) -> str:
+    bad, means, remedy, *_ = SIGNS[sign]
+    return f"{sign} is {value:.3g}, {bad} health.{sign} = {_threshold(sign, rules):g}: {means}; {remedy}"

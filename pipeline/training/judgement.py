@@ -7,6 +7,7 @@ depends on how long an evaluation took, or where it was made.
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.evaluation.measure import Found, Measure
 from pipeline.ranks import Ranks
 from pipeline.rundir import PICTURES, Journal
 from pipeline.settings import Settings, better
-from pipeline.training import checkpoints
+from pipeline.training import checkpoints, health
 from pipeline.training.background import Background
 from pipeline.training.ending import Ending, diverged, unwritten
 from pipeline.training.state import TrainState
@@ -71,6 +72,7 @@ class Judgement:
         self._pending: Path | None = None
         self._told = False
         self._given_up = Event()
+        self._signs: tuple[str, ...] = ()
         self._told_where = False
         self._begun_at: float | None = None
         self._warned = False
@@ -82,6 +84,7 @@ class Judgement:
         """
         self._pending = path = checkpoints.folder_of(self._directory, self._state.progress.images_seen)
         self._told, self._given_up = False, Event()
+        self._signs, self._state.progress.flags = health.carried(self._state.progress), []
         self._warn_if_hasty()
         beside = not last and self._there_is_room()
         found = None if beside else self._measure(averaged(self._state))
@@ -93,6 +96,7 @@ class Judgement:
         self._pending = path
         if self._agreed_figures(path) is None:
             self.begin(None, last=last)
+        self._state.progress.flags = []
 
     def tell(self) -> None:
         """Report the pending checkpoint if its figures are known by now."""
@@ -143,15 +147,18 @@ class Judgement:
     def _keep(self, path: Path, found: Found) -> None:
         """Journal, pictures, evaluation; the evaluation last, so that a kill in between repeats all three."""
         assert self._journal is not None
-        images_seen, rules = checkpoints.images_of(path), self._settings.checkpoints
-        if _first_not_finite(found.evaluation.figures) is not None:  # the run ends of it
+        images_seen, rules, figures = checkpoints.images_of(path), self._settings.checkpoints, found.evaluation.figures
+        if _first_not_finite(figures) is not None:  # the run ends of it
             checkpoints.write_evaluation(path, found.evaluation)
             return
-        self._journal.metrics(images_seen, found.evaluation.figures)
+        readings = self._readings(figures)
+        counts = health.counted(readings, self._state.progress.showing, self._settings.health)
+        signs = tuple(sorted({*self._signs, *health.standing(counts)}))
+        self._journal.metrics(images_seen, {**figures, **health.points(readings)})
         for key, picture in found.pictures.items():
             file = self._directory / PICTURES / f"{key}-{images_seen:09d}.png"
             self._journal.picture(images_seen, key, pictures.save(picture, file))
-        checkpoints.write_evaluation(path, found.evaluation)
+        checkpoints.write_evaluation(path, replace(found.evaluation, health=signs))
         checkpoints.prune(self._directory, rules.num_to_keep, rules.metric)
 
     def _wait(self) -> None:
@@ -175,6 +182,18 @@ class Judgement:
             return diverged(self._directory, images_seen, bad)
         self._report_once(path, figures)
         self._count(figures[self._settings.checkpoints.metric])
+        return self._look(images_seen, self._readings(figures))
+
+    def _readings(self, figures: Mapping[str, float]) -> dict[str, float]:
+        return health.evaluated(figures, self._settings.networks.latent)
+
+    def _look(self, images_seen: int, readings: Mapping[str, float]) -> Ending | None:
+        """At signs that evaluations show: there is nothing to be done about them but to tell, or to end the run."""
+        for sign, text in health.look(readings, self._state.progress, self._settings.health):
+            if health.treatment(sign, self._state.progress, self._settings.health) == "end":
+                return Ending("diverged", text)
+            if self._journal is not None:
+                self._journal.note(images_seen, "warning", text)
         return None
 
     def _report_once(self, path: Path, figures: dict[str, float]) -> None:

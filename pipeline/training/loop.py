@@ -4,6 +4,7 @@ Every decision that ends or branches a run is made on figures agreed over the ra
 """
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +24,11 @@ from pipeline.speed import ceiling
 from pipeline.speed.figures import Stretch
 from pipeline.speed.flops import flop_per_image
 from pipeline.speed.meter import Account, Meter
-from pipeline.training import checkpoints
+from pipeline.training import checkpoints, health
 from pipeline.training.checkpoints import Description
 from pipeline.training.choice import chosen
 from pipeline.training.ending import Ending, diverged, unwritten
-from pipeline.training.health import first_not_finite, not_finite
+from pipeline.training.health import Finding
 from pipeline.training.judgement import Aside, Judgement, Report, Save
 from pipeline.training.start import Start
 from pipeline.training.stepper import Stepper
@@ -132,20 +133,53 @@ class Loop:
         with self._meter.phases("wait"):
             means_ST = self._ranks.mean(torch.stack(self._logged).double()).cpu()
         stretch = self._meter.read(len(means_ST), len(means_ST) * settings.data.batch)
-        bad = first_not_finite(names, means_ST)
+        progress.seconds += stretch.seconds
+        self._logged = []
+        bad = health.first_not_finite(names, means_ST)
         if bad is not None:
             after = (len(means_ST) - bad[0] - 1) * settings.data.batch
             return self._diverged(progress.images_seen - after, f"train/{bad[1]}")
-        values = {f"train/{name}": float(mean) for name, mean in zip(names, means_ST.mean(0), strict=True)}
+        terms = dict(zip(names, means_ST.mean(0).tolist(), strict=True))
         weights = weights_at(settings.objective, progress.images_seen)
-        values |= {"schedule/beta": float(weights["kl"]), "schedule/lambda": float(weights["adversarial"])}
-        progress.seconds += stretch.seconds
-        self._logged = []
+        beta, lambda_ = float(weights["kl"]), float(weights["adversarial"])
+        readings = health.readings(terms, settings.networks.latent, lambda_)
+        values = {f"train/{name}": mean for name, mean in terms.items()} | health.points(readings)
+        values |= {"schedule/beta": beta, "schedule/lambda": lambda_}
         write = partial(self._write_point, values | self._start.points(), stretch)
         failed = unwritten(self._directory, self._ranks, write)
-        if failed is None:
-            self._judgement.tell()
-        return failed
+        if failed is not None:
+            return failed
+        self._judgement.tell()
+        return self._see_to(health.look(readings, progress, settings.health))
+
+    def _see_to(self, findings: Sequence[Finding]) -> Ending | None:
+        """Do what the settings say about signs that show."""
+        progress, rules = self._state.progress, self._settings.health
+        for sign, text in findings:
+            treatment = health.treatment(sign, progress, rules)
+            match treatment:
+                case "end":
+                    return Ending("diverged", text)
+                case "hold":
+                    text = f"{text}. Done: {health.hold(progress, rules, self._settings.objective.penalty)}"
+                case "set back":
+                    failed = self._judgement.settle()
+                    if failed is not None:
+                        return failed
+                    text = f"{text}. Done: {self._set_back(sign)}"
+            if self._journal is not None:
+                self._journal.note(progress.images_seen, "warning", text)
+            if treatment == "set back":
+                break  # the other signs were of the state that is gone
+        return None
+
+    def _set_back(self, sign: str) -> str:
+        """To the last good checkpoint, or else to the start. Returns what was done."""
+        good = checkpoints.newest_without(self._directory, health.CURABLE) if self._ranks.first else None
+        path = self._agreed(good)
+        self._stepper.set_back(path)
+        where = "the start" if path is None else path.name
+        return f"set back to the weights of {where}; {health.slow(sign, self._state.progress, self._state.players)}"
 
     def _write_point(self, values: dict[str, float], stretch: Stretch) -> None:
         assert self._journal is not None and self._account is not None
@@ -157,9 +191,11 @@ class Loop:
         if failed is not None:
             return failed
         progress = self._state.progress
-        ruined = not_finite({"model": self._state.model, "average": self._state.average.module})
+        ruined = health.not_finite({"model": self._state.model, "average": self._state.average.module})
         if self._ranks.any(bool(ruined)):  # the last update; its loss would show it one step later
-            return self._diverged(progress.images_seen, f"a weight of the {ruined or 'model'}")
+            ending = self._diverged(progress.images_seen, f"a weight of the {ruined or 'model'}")
+            if ending is not None:
+                return ending
         save: Save | None = None
         if self._ranks.first:
             save = partial(checkpoints.write, self._directory, self._state.snapshot(), self._description)
@@ -186,12 +222,16 @@ class Loop:
         if self._ranks.first:
             newest, troubles = checkpoints.newest_whole(self._directory)
             checkpoints.set_aside_newer(self._directory, newest)
-        images = self._ranks.first_says(-1 if newest is None else checkpoints.images_of(newest))
+        return self._agreed(newest), troubles
+
+    def _agreed(self, chosen: Path | None) -> Path | None:
+        """The checkpoint that rank 0 chose, on every rank."""
+        images = self._ranks.first_says(-1 if chosen is None else checkpoints.images_of(chosen))
         if images < 0:
-            return None, troubles
+            return None
         path = checkpoints.folder_of(self._directory, images)
         checkpoints.verify(path)
-        return path, troubles
+        return path
 
     def _finished(self) -> Ending | None:
         progress, stop = self._state.progress, self._settings.stop
@@ -209,8 +249,9 @@ class Loop:
         minutes = self._settings.stop.minutes
         return minutes is not None and self._ranks.any(self._state.progress.seconds > 60 * minutes)
 
-    def _diverged(self, images_seen: int, what: str) -> Ending:
-        return self._judgement.settle() or diverged(self._directory, images_seen, what)
+    def _diverged(self, images_seen: int, what: str) -> Ending | None:
+        failed = self._judgement.settle()
+        return failed or self._see_to([Finding("not_finite", diverged(self._directory, images_seen, what).why)])
 
 
 def _material(settings: Settings, ranks: Ranks) -> Material:

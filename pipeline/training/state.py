@@ -1,7 +1,7 @@
 """What must survive a killed run, named once: save and restore can't drift apart."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -26,6 +26,18 @@ class Progress:
     best: float | None = None
     """Of the metric that checkpoints are ranked by."""
     evaluations_since_best: int = 0
+    showing: dict[str, int] = field(default_factory=dict)
+    """Sign of trouble -> bad readings in a row."""
+    flags: list[str] = field(default_factory=list)
+    """Signs that have shown since the last checkpoint."""
+    held_until: int = 0
+    """Images seen until which the discriminator rests; 0 where it has not, since the run was set back."""
+    set_back: int = 0
+    """How often the run was, to weights of an earlier checkpoint. Images seen count on."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Player -> what its learning rate is multiplied by ever since."""
+    penalty: float = 1.0
+    """What the weight of the discriminator's penalty is multiplied by since it last rested."""
 
 
 class Snapshot(NamedTuple):
@@ -69,13 +81,17 @@ class TrainState:
 
     def restore(self, tensors: Mapping[str, Tensors], facts: Mapping[str, object]) -> None:
         """Take up where `tensors` and `facts` were taken."""
+        self.set_back(tensors, facts)
+        for name in asdict(self.progress):
+            setattr(self.progress, name, facts[name])
+
+    def set_back(self, tensors: Mapping[str, Tensors], facts: Mapping[str, object]) -> None:
+        """Take all from there but the progress."""
         self.model.load_state_dict(tensors["model"])
         self.average.module.load_state_dict(tensors["average"])
         for name, player in self.players.items():
             _restore(player.optimizer, tensors[f"optimizer-{name}"])
         self.average.n_averaged = int(str(facts["averaged"]))
-        for name in asdict(self.progress):
-            setattr(self.progress, name, facts[name])
 
 
 def _flat(optimizer: torch.optim.Optimizer) -> Tensors:

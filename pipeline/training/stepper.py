@@ -4,6 +4,8 @@ The training loop and `vaegan profile` take the same steps.
 """
 
 import hashlib
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,8 +15,10 @@ from pipeline.data.loader import Chance, Loader, Stream
 from pipeline.ranks import Ranks
 from pipeline.settings import Settings
 from pipeline.speed.communication import Communication
-from pipeline.training.state import Progress, TrainState
-from vaegan import build
+from pipeline.training import checkpoints
+from pipeline.training.health import treated
+from pipeline.training.state import Progress, Tensors, TrainState
+from vaegan import VAEGAN, build
 from vaegan.average import moving_average
 from vaegan.execution import Execution, assemble
 from vaegan.networks.ports import Shape
@@ -29,8 +33,8 @@ class Stepper:
         """Raises ValueError where the networks can't take images of that shape."""
         compute, data = settings.compute, settings.data
         self.communication = Communication(ranks.device, compressed=compute.gradients == "bf16")
-        torch.manual_seed(settings.seed)
-        model = build(settings.networks, settings.objective.likelihood, shape).to(ranks.device)
+        self._fresh = partial(_fresh, settings, shape, ranks.device)
+        model = self._fresh()
         self._engine = assemble(
             model,
             settings.objective,
@@ -59,7 +63,8 @@ class Stepper:
         progress, settings = self.state.progress, self._settings
         with watch("data"):
             ids, batch, noise = self._loader.at(progress.images_seen)
-        means = self._engine(batch, noise, weights_at(settings.objective, progress.images_seen), watch)
+        weights = weights_at(settings.objective, progress.images_seen)
+        means = self._engine(batch, noise, treated(weights, progress, self.state.players), watch)
         with watch("update"):
             self.state.average.update()
         progress.images_seen += settings.data.batch
@@ -68,6 +73,22 @@ class Stepper:
             with watch("data"):
                 self._loader.prepare(progress.images_seen)
         return means
+
+    def set_back(self, path: Path | None) -> None:
+        """Go on with the weights of a checkpoint, or else with those before the first image."""
+        if path is None:
+            model = self._fresh()
+            untouched: dict[str, Tensors] = {f"optimizer-{name}": {} for name in self.state.players}
+            weights = {"model": model.state_dict(), "average": model.autoencoder.state_dict()}
+            self.state.set_back(weights | untouched, {"averaged": 0})
+        else:
+            checkpoints.set_back(path, self.state)
+        self._engine.forget()
+
+
+def _fresh(settings: Settings, shape: Shape, device: torch.device) -> VAEGAN:
+    torch.manual_seed(settings.seed)
+    return build(settings.networks, settings.objective.likelihood, shape).to(device)
 
 
 def _chained(digest: str, ids: Ids) -> str:

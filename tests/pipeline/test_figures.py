@@ -27,7 +27,7 @@ OF_A_DENSITY = {f"eval/{name}/images" for name in ("nelbo", "reconstruction_nats
 OF_LATENTS = {"eval/active_units/latents", "eval/aggregate_gap/latents"}
 OF_PCA = {
     f"eval/{kind}_pca64/{of}"
-    for kind in ("fd", "precision", "recall", "density", "coverage")
+    for kind in ("fd", "diversity", "precision", "recall", "density", "coverage")
     for of in ("samples", "reconstructions")
 }
 
@@ -74,6 +74,7 @@ def test_a_perfect_autoencoder_has_100_dB_and_no_distance(held_out):
     assert found["eval/psnr/reconstructions"] == 100
     assert found["eval/ssim/reconstructions"] == pytest.approx(1)
     assert abs(found["eval/fd_pca64/reconstructions"]) < 1e-6
+    assert found["eval/diversity_pca64/reconstructions"] == pytest.approx(1)
     assert found["eval/coverage_pca64/reconstructions"] == found["eval/precision_pca64/reconstructions"] == 1
     assert found["eval/fd_pca64/samples"] > 10
     assert found["eval/coverage_pca64/samples"] < 0.1
@@ -91,7 +92,7 @@ def test_a_constant_error_costs_its_decibels_and_its_square_along_the_components
 def test_a_model_that_draws_training_images_is_at_the_floor(held_out):
     drawn = (held_out.training.float() / 255).flatten(1)
     found = evaluator(held_out).evaluate(Faithful(), Codes("training", drawn))
-    for kind in ("fd", "precision", "recall", "density", "coverage"):
+    for kind in ("fd", "diversity", "precision", "recall", "density", "coverage"):
         name = f"eval/{kind}_pca64/samples"
         assert found.figures[name] == pytest.approx(found.protocols[name]["floor"], rel=1e-6)
     assert found.figures["eval/fd_pca64/samples"] < 5

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vaegan.metrics import fd_pca
-from vaegan.metrics.moments import Moments, frechet_distance
+from vaegan.metrics.moments import Moments, diversity, frechet_distance
 from vaegan.metrics.psnr import psnr
 
 
@@ -68,6 +68,13 @@ def test_a_set_is_at_no_distance_from_itself() -> None:
 def test_a_set_in_a_plane_is_at_no_distance_from_itself() -> None:
     rows_NF = torch.randn(50, 2) @ torch.randn(2, 6)
     assert abs(frechet_distance(streamed(rows_NF), streamed(rows_NF))) < 1e-6
+
+
+def test_diversity_is_the_ratio_of_total_variances() -> None:
+    rows_NF = torch.randn(50, 3)
+    real = streamed(rows_NF)
+    assert diversity(real, streamed(2 * rows_NF + 1)) == pytest.approx(4)
+    assert diversity(real, streamed(rows_NF[:1].expand(50, 3))) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("sizes", [(60,), (25, 35), (1, 20, 39)])

@@ -52,6 +52,11 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return float((a.mean_F - b.mean_F).square().sum() + traces)
 
 
+def diversity(real: Moments, made: Moments) -> float:
+    """Tr C_made / Tr C_real: 1 where both vary as much, 0 where every image made is the same."""
+    return float(made.covariance_FF.trace() / real.covariance_FF.trace())
+
+
 def _square_root(symmetric_FF: Tensor) -> Tensor:
     values_F, vectors_FF = torch.linalg.eigh(symmetric_FF)
     return vectors_FF * values_F.clamp(min=0).sqrt() @ vectors_FF.T

@@ -1,0 +1,350 @@
+"""Trouble is named while it happens, and seen to where that can be done. Illnesses are provoked, nothing is faked."""
+
+import math
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from pipeline.ranks import Ranks
+from pipeline.settings import Health, Settings, dump, parse
+from pipeline.training import checkpoints, health
+from pipeline.training.loop import train
+from pipeline.training.state import Progress
+from tests.pipeline.small import Run, run, state_of, tiny, weights_of
+from tests.vaegan.two_ranks import Trained, on_two_ranks
+from vaegan import config
+from vaegan.networks import mlp
+from vaegan.objective import weights_at
+
+RULES = Health()
+TERMS = {
+    "discriminator/real": 0.4,
+    "discriminator/samples": 0.6,
+    "discriminator/logit_real": 1.0,
+    "discriminator/logit_fake": -2.0,
+    "discriminator/gradient_norm": 1.5,
+    "autoencoder/kl": 8.0,
+    "autoencoder/gradient_norm": 90.0,
+}
+
+
+# --- what shows -------------------------------------------------------------------------------------------------------
+
+
+def test_every_sign_has_a_threshold_that_can_be_set_and_every_threshold_a_sign():
+    thresholds = [field.name for field in fields(Health) if field.name not in {"mode", "hold"}]
+    assert list(health.SIGNS) == thresholds
+
+
+def test_readings_are_those_of_the_terms():
+    assert health.readings(TERMS, 4, 1.0) == {
+        "posterior_collapse": 2.0,
+        "discriminator_saturation": 0.5,
+        "logit_gap": 3.0,
+        "gradient_vanishing": 1.5,
+        "gradient_explosion": 90.0,
+    }
+
+
+def test_nothing_is_held_against_a_discriminator_that_nobody_learns_from():
+    assert health.readings(TERMS, 4, 0.0).keys() == {"posterior_collapse", "gradient_explosion"}
+
+
+def test_evaluations_are_read_for_what_they_have():
+    assert health.evaluated({"eval/psnr/reconstructions": 20.0}, 4) == {}
+    figures = {
+        "eval/active_units/latents": 1.0,
+        "eval/class_coverage/samples": 0.7,
+        "eval/diversity_pca64/samples": 0.2,
+        "eval/diversity_pca64/reconstructions": 0.8,
+    }
+    assert health.evaluated(figures, 4) == {"active_units": 0.25, "mode_collapse": 0.25}
+    assert health.evaluated(figures | {"eval/class_coverage/samples": 0.1}, 4)["mode_collapse"] == 0.1
+    assert health.evaluated({"eval/diversity_pca64/samples": 0.2, "eval/diversity_pca64/reconstructions": 0.0}, 4) == {}
+
+
+@pytest.mark.parametrize("sign", health.SIGNS)
+def test_a_sign_shows_once_from_its_third_bad_reading_in_a_row(sign):
+    threshold = getattr(RULES, sign)
+    bad, good = (threshold / 2, 2 * threshold)[:: 1 if health.SIGNS[sign].bad == "below" else -1]
+    progress, shown = Progress(), []
+    for value in (bad, bad, good, threshold, bad, bad, bad, bad, good, bad, bad, bad):
+        shown.append([finding.sign for finding in health.look({sign: value}, progress, RULES)])
+    assert [number for number, signs in enumerate(shown) if signs == [sign]] == [6, 11]
+    assert sum(map(len, shown)) == 2
+
+
+def test_a_sign_is_told_with_its_value_its_threshold_its_meaning_and_a_remedy():
+    progress = Progress(showing={"logit_gap": 2})
+    (finding,) = health.look({"logit_gap": 123.4}, progress, RULES)
+    means, remedy = health.SIGNS["logit_gap"].means, health.SIGNS["logit_gap"].remedy
+    assert finding.text == f"logit_gap is 123, above health.logit_gap = 50: {means}; {remedy}"
+
+
+def test_a_checkpoint_carries_what_showed_since_the_last_and_what_still_shows():
+    progress = Progress(flags=["logit_gap"], showing={"posterior_collapse": 7, "gradient_vanishing": 2})
+    assert health.carried(progress) == ("logit_gap", "posterior_collapse")
+
+
+# --- what is done -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sign", "mode", "progress", "expected"),
+    [
+        ("logit_gap", "warn", Progress(), "tell"),
+        ("logit_gap", "stop", Progress(), "end"),
+        ("logit_gap", "act", Progress(), "hold"),
+        ("logit_gap", "act", Progress(held_until=100), "set back"),
+        ("gradient_vanishing", "act", Progress(), "set back"),
+        ("gradient_vanishing", "act", Progress(set_back=3), "tell"),
+        ("posterior_collapse", "act", Progress(), "tell"),
+        ("not_finite", "warn", Progress(), "end"),
+        ("not_finite", "act", Progress(set_back=2), "set back"),
+        ("not_finite", "act", Progress(set_back=3), "end"),
+    ],
+)
+def test_treatments(sign, mode, progress, expected):
+    assert health.treatment(sign, progress, Health(mode=mode)) == expected
+
+
+def test_a_resting_discriminator_has_no_rate_and_is_not_looked_at():
+    progress = Progress(images_seen=100, showing={"logit_gap": 3, "posterior_collapse": 1})
+    assert health.hold(progress, Health(hold=50), 0.0) == "the discriminator rests for 50 images"
+    weights, players = weights_at(config.Objective(beta=2, lambda_=3, penalty=1), 0), ("autoencoder", "discriminator")
+    for seen, rate in ((100, 0.0), (149, 0.0), (150, 1.0)):
+        progress.images_seen = seen
+        rates = {"autoencoder": 1.0, "discriminator": rate}
+        assert health.treated(weights, progress, players) == {"kl": 2, "adversarial": 3, "penalty": 1.5} | rates
+    progress.images_seen = 149
+    assert health.look({"logit_gap": 1e3, "posterior_collapse": 0.0}, progress, RULES) == []
+    assert progress.showing == {"posterior_collapse": 2}
+
+
+def test_rates_fall_with_every_set_back_and_only_of_who_is_to_blame():
+    progress, players = Progress(), ("autoencoder", "discriminator")
+    weights = weights_at(config.Objective(), 0)
+    assert health.treated(weights, progress, players) == weights | {"autoencoder": 1.0, "discriminator": 1.0}
+    health.slow("gradient_vanishing", progress, players)
+    assert progress.rates == {"discriminator": 0.1}
+    health.slow("not_finite", progress, players)
+    assert progress.rates == {"autoencoder": 0.1, "discriminator": pytest.approx(0.01)}
+    assert progress.set_back == 2
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+BATCH = 32
+LONG = {"log_every": 20 * BATCH, "checkpoints.every": 200 * BATCH, "stop.images": 800 * BATCH}
+STRONG_D = {"objective.lambda": 10, "optimizers.discriminator.lr": 0.1}
+"""100 times the learning rate that is good for it."""
+
+
+def warnings(done: Run) -> list[tuple[int, str]]:
+    """Without that of a hasty checkpoint rule."""
+    found = [(event.step, str(event.body["text"])) for event in done.events if event.kind == "warning"]
+    return [(step, text) for step, text in found if not text.startswith("checkpoints.every")]
+
+
+def named(done: Run) -> dict[str, int]:
+    """Sign -> the step in which it was named first."""
+    found: dict[str, int] = {}
+    for images, text in warnings(done):
+        found.setdefault(re.split(r"\W", text)[0], images // BATCH)
+    return found
+
+
+def signs_of(done: Run) -> list[tuple[str, ...]]:
+    """Of each checkpoint."""
+    return [kept.evaluation.health for kept in checkpoints.listed(done.directory) if kept.evaluation is not None]
+
+
+def distances(done: Run) -> list[float]:
+    return [report["eval/fd_pca64/samples"] for report in done.reports]
+
+
+@contextmanager
+def nan_at_step(step: int) -> Iterator[None]:
+    """The encoder's output in one training step is not a number."""
+    taken = 0
+
+    def poison(module: nn.Module, _: object, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
+        nonlocal taken
+        if not (isinstance(module, mlp.Encoder) and len(output[0]) in {BATCH, BATCH // 2} and torch.is_grad_enabled()):
+            return None
+        taken += 1
+        return (output[0] * math.nan, output[1]) if taken == step else None
+
+    hook = register_module_forward_hook(poison)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@pytest.fixture(scope="module")
+def well(digits: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    torch.set_num_threads(1)
+    return run(tiny(digits, tmp_path_factory.mktemp("home"), LONG | {"stop.images": 200 * BATCH}))
+
+
+def test_a_run_that_is_well_is_told_nothing_and_is_the_same_run_in_every_mode(digits, tmp_path, well):
+    assert named(well) == {}
+    assert signs_of(well) == [()]
+    changes = LONG | {"stop.images": 200 * BATCH}
+    for mode in ("stop", "act"):
+        other = run(tiny(digits, tmp_path / mode, changes | {"health.mode": mode}))
+        assert other.ending == well.ending
+        for seen in well.kept:
+            paths = [done.directory / f"images-{seen:09d}" for done in (well, other)]
+            assert weights_of(paths[0]) == weights_of(paths[1])
+
+
+def test_every_sign_of_training_is_a_curve(well):
+    curves = {key for event in well.events if event.kind == "metrics" for key in event.body}
+    assert {f"health/{sign}" for sign in health.readings(TERMS, 1, 1.0)} <= curves
+
+
+def test_a_collapsed_posterior_is_named(digits, tmp_path):
+    done = run(tiny(digits, tmp_path, LONG | {"objective.beta": 1000, "stop.images": 200 * BATCH}))
+    assert named(done)["posterior_collapse"] <= 100
+    assert signs_of(done) == [("posterior_collapse",)]
+    assert done.ending.kind == "finished"
+
+
+def test_stop_ends_a_run_with_one_line(digits, tmp_path):
+    done = run(tiny(digits, tmp_path, LONG | {"objective.beta": 1000, "health.mode": "stop"}))
+    assert done.ending.kind == "diverged"
+    assert re.fullmatch(r"posterior_collapse is \S+, below health\.posterior_collapse = 0\.01: .+; .+", done.ending.why)
+    assert max(event.step for event in done.events) <= 100 * BATCH
+
+
+def test_a_discriminator_that_learns_too_fast_is_named_and_acting_brings_the_distance_down(digits, tmp_path):
+    ill = run(tiny(digits, tmp_path / "warn", LONG | STRONG_D))
+    assert named(ill)["gradient_vanishing"] <= 300
+    assert all("gradient_vanishing" in signs for signs in signs_of(ill)[1:])
+    acts = {"health.mode": "act", "health.hold": 100 * BATCH}
+    done = run(tiny(digits, tmp_path / "act", LONG | STRONG_D | acts))
+    texts = [text for _, text in warnings(done)]
+    assert any("Done: the discriminator rests for 3,200 images" in text for text in texts)
+    assert any("Done: set back to the weights of the start; discriminator's learning rate is 0.1" in t for t in texts)
+    assert signs_of(done)[-1] == ()
+    assert sorted(distances(done)[1:], reverse=True) == distances(done)[1:], "falling since it was set back"
+    assert distances(done)[-1] < 0.9 * distances(ill)[-1]
+
+
+def test_a_nan_ends_a_run_and_is_named_with_its_step(digits, tmp_path):
+    with nan_at_step(30):
+        done = run(tiny(digits, tmp_path, LONG))
+    assert done.ending.kind == "diverged"
+    assert f"is not finite in the step that ends at {30 * BATCH} images" in done.ending.why
+
+
+SHORT = {
+    "log_every": 10 * BATCH,
+    "checkpoints.every": 20 * BATCH,
+    "stop.images": 60 * BATCH,
+    "health.active_units": 0,  # so young an encoder has not learned to tell images apart
+}
+
+
+def test_acting_sets_a_run_with_a_nan_back_and_it_goes_on_slower(digits, tmp_path):
+    with nan_at_step(33):
+        done = run(tiny(digits, tmp_path, SHORT | {"health.mode": "act"}))
+    assert done.ending == ("finished", f"{60 * BATCH} images seen")
+    ((_, text),) = warnings(done)
+    assert "Done: set back to the weights of images-000000640; everyone's learning rate is 0.1 times" in text
+    last = done.directory / f"images-{60 * BATCH:09d}"
+    progress = state_of(last)["progress"]
+    assert progress["rates"] == {"discriminator": 0.1, "autoencoder": 0.1}
+    assert progress["averaged"] == 60 - 20, "the steps since that checkpoint up to the one that was set back are gone"
+    autoencoder, _ = checkpoints.load_average(last)
+    assert all(bool(value.isfinite().all()) for value in autoencoder.state_dict().values())
+    assert signs_of(done) == [(), (), ()]
+
+
+def test_a_run_with_a_nan_and_no_checkpoint_begins_afresh(digits, tmp_path):
+    with nan_at_step(5):
+        done = run(tiny(digits, tmp_path, SHORT | {"health.mode": "act"}))
+    ((_, text),) = warnings(done)
+    assert "Done: set back to the weights of the start" in text
+    progress = state_of(done.directory / f"images-{20 * BATCH:09d}")["progress"]
+    assert progress["averaged"] == 10
+
+
+def test_a_run_that_stays_ill_is_set_back_three_times_and_then_ends(digits, tmp_path):
+    rates = {"optimizers.autoencoder.lr": 1e30, "optimizers.discriminator.lr": 1e30}
+    done = run(tiny(digits, tmp_path, SHORT | rates | {"health.mode": "act"}))
+    assert done.ending.kind == "diverged"
+    assert len(warnings(done)) == health.SET_BACKS
+
+
+SURE = SHORT | {"health.mode": "act", "health.hold": 20 * BATCH, "health.discriminator_saturation": 100}
+"""Any discriminator counts as too sure."""
+
+
+def judge_of(path: Path) -> dict[str, Tensor]:
+    return {name: value for name, value in load_file(path / "model.safetensors").items() if "discriminator" in name}
+
+
+def test_a_discriminator_that_rests_keeps_its_weights_and_a_resumed_run_its_rest(digits, tmp_path):
+    changes = {"checkpoints.every": 10 * BATCH}
+    whole = run(tiny(digits, tmp_path / "whole", SURE | changes))
+    texts = [text.partition("Done: ")[2] for _, text in warnings(whole)]
+    assert texts[0] == "the discriminator rests for 640 images"
+    assert warnings(whole)[0][0] == 30 * BATCH
+    saved = {seen // BATCH: judge_of(whole.directory / f"images-{seen:09d}") for seen in whole.kept}
+    for before, after, rests in ((20, 30, False), (30, 40, True), (40, 50, True), (50, 60, False)):
+        same = all(torch.equal(saved[before][name], saved[after][name]) for name in saved[before])
+        assert same == rests, (before, after)
+    cut = run(tiny(digits, tmp_path / "cut", SURE | changes))
+    for seen in (50 * BATCH, 60 * BATCH):  # as if killed in the middle of the rest
+        shutil.rmtree(cut.directory / f"images-{seen:09d}")
+    again = run(tiny(digits, tmp_path / "cut", SURE | changes))
+    for name in ("images-000001600", "images-000001920"):
+        assert weights_of(again.directory / name) == weights_of(whole.directory / name)
+        ours, theirs = (state_of(done.directory / name)["progress"] for done in (again, whole))
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    assert signs_of(again) == signs_of(whole)
+
+
+def test_a_run_resumes_with_the_rates_it_was_set_back_to(digits, tmp_path):
+    rules = SHORT | {"health.mode": "act"}
+    with nan_at_step(25):
+        whole = run(tiny(digits, tmp_path / "whole", rules))
+    with nan_at_step(25):
+        run(tiny(digits, tmp_path / "cut", rules | {"stop.images": 40 * BATCH}))
+    again = run(tiny(digits, tmp_path / "cut", rules))
+    assert again.kept == whole.kept
+    name = f"images-{60 * BATCH:09d}"
+    assert weights_of(again.directory / name) == weights_of(whole.directory / name)
+
+
+def sick_on_one_rank(rank: int, tree: Mapping[str, object], directory: Path) -> list[Trained]:
+    settings: Settings = parse(tree)
+    with nan_at_step(33 if rank == 1 else 10**9):
+        ending = train(settings, directory, Ranks(rank, 2), lambda report: None)
+    assert ending.kind == "finished", ending
+    return [{name: torch.tensor(list(text.encode())) for name, text in {"why": ending.why}.items()}]
+
+
+def test_a_sign_that_one_rank_sees_is_acted_on_by_both(digits, tmp_path):
+    settings = tiny(digits, tmp_path, SHORT | {"health.mode": "act"})
+    directory = tmp_path / "tiny"
+    directory.mkdir()
+    first, second = on_two_ranks(sick_on_one_rank, tmp_path, dump(settings), directory)
+    assert torch.equal(first[0]["why"], second[0]["why"])
+    done = Run(None, directory, [])  # type: ignore[arg-type]
+    assert [text.partition("Done: ")[2][:44] for _, text in warnings(done)] == [
+        "set back to the weights of images-000000640;"
+    ]
+    assert done.kept == [20 * BATCH, 40 * BATCH, 60 * BATCH]
