@@ -130,7 +130,8 @@ class Decision:
     """Fewest images that `checkpoints.metric` is measured on. N images make a Frechet distance of F features too large
     by about F / 4N of their variance, and less so for a model that varies less: N = 10 F keeps that below 3 %."""
     noises: float = 3.0
-    """How many times its own noise the difference to the champion must exceed. Of equals, 3 promotes one in 300."""
+    """How many times its own noise the difference to the champion must exceed. Of equals, 3 promotes one in 300; one in
+    20, where the candidate is the luckiest of 20 checkpoints and the champion had no such choice."""
     psnr_loss: float = 1.0
     """Decibels by which reconstructions may be worse than the champion's."""
 

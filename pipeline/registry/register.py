@@ -27,6 +27,8 @@ from pipeline.training.checkpoints import Description
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 EVALUATION = "vaegan.evaluation_sha256"
+MOST = 5_000
+"""Characters of a description that MLflow keeps; the package has all of them."""
 
 
 class Candidate(NamedTuple):
@@ -81,7 +83,8 @@ def _candidate(ref: str, name: str, home: Path) -> Candidate:
     path, evaluation = found.checkpoint.path, found.checkpoint.evaluation
     _, description = checkpoints.load_average(path)
     if evaluation is None:
-        raise Mistake(f"{path} has no readable evaluation.json: evaluate it with `vaegan evaluate {ref}`")
+        command = f"vaegan evaluate {path} --data {found.settings.data.path} --out {path}/evaluation.json"
+        raise Mistake(f"{path} has no readable evaluation.json; `{command}` makes one")
     return Candidate(name, found, description, evaluation)
 
 
@@ -114,7 +117,7 @@ def _log_version(client: MlflowClient, candidate: Candidate) -> ModelVersion:
         client.create_registered_model(name)
     try:
         made = client.create_model_version(
-            name, info.model_uri, info.run_id, candidate.tags, description=about, model_id=info.model_id
+            name, info.model_uri, info.run_id, candidate.tags, description=about[:MOST], model_id=info.model_id
         )
     except MlflowException as error:
         raise Mistake(f"--name is {name!r}: {error.message}") from None

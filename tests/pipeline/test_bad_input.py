@@ -137,7 +137,7 @@ def test_a_checkpoint_without_an_evaluation_is_not_registered(
 ) -> None:
     cut(checkpoint / "evaluation.json")
     line = refused(capsys, "register", "small", "--name", "model")
-    assert checkpoint.name in line and "vaegan evaluate small" in line
+    assert f"{checkpoint.name} has no readable evaluation.json; `vaegan evaluate" in line
 
 
 def test_data_of_another_shape_than_the_models_are_refused(
