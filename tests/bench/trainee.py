@@ -38,15 +38,18 @@ def trained(
     settings: Settings,
     moves: Sequence[str] = EVERY,
     change: Callable[[tuple[Turn, ...]], tuple[Turn, ...]] = lambda turns: turns,
+    prepared: Callable[[VAEGAN], None] = lambda model: None,
     tell: Callable[[int, dict[str, float]], None] = lambda images, terms: None,
 ) -> Trained:
     """Train as the loop does, on one rank.
 
     moves: the turns that are taken: without `autoencoder` it is a GAN, with nothing else a VAE. change: to the turns,
-    for what the settings don't offer. tell: hears of the terms every `log_every` images.
+    for what the settings don't offer. prepared: what is done to the model first. tell: hears of the terms
+    every `log_every` images.
     """
     manifest = manifests.load(settings.data.path)
     model, batch = fresh_model(settings), settings.data.batch
+    prepared(model)
     execution = Execution(precision="fp32" if settings.compute.precision == "fp32" else "bf16")
     everyone = players(model, settings.objective, settings.optimizers, precision=execution.dtype)
     taken = tuple(turn for turn in change(turns(settings.objective)) if turn.name in moves)
