@@ -21,7 +21,8 @@ COLLECTIVE_TIMEOUT_S = 600
 
 @contextmanager
 def cluster() -> Iterator[bool]:
-    """A Ray cluster: the one that RAY_ADDRESS names or that runs here, else one of our own for as long as it takes.
+    """A Ray cluster: the one that RAY_ADDRESS names or `ray start` has started here, else one of our own for as long as
+    it takes. That of another command's is left alone: it goes when that command ends.
 
     Yields whether it is our own.
     """
@@ -32,10 +33,11 @@ def cluster() -> Iterator[bool]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how late an ending is noticed
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     named = os.environ.get("RAY_ADDRESS")
-    own = not named and not one_runs_here()
+    address = named or started_here()
+    own = address is None
     if not own:
         try:
-            ray.init(address="auto", **quiet)
+            ray.init(address=address, **quiet)
         except (ConnectionError, SystemExit):  # Ray exits where what answers at the address is no cluster
             if named:
                 raise Mistake(
@@ -51,17 +53,21 @@ def cluster() -> Iterator[bool]:
         ray.shutdown()
 
 
-def one_runs_here() -> bool:
-    """Whether a cluster answers where Ray would look for one.
+def started_here() -> str | None:
+    """The address of the cluster that `ray start` has started on this machine, if it answers.
 
-    Ray itself asks the address that a dead one has left behind for more than a minute.
+    Ray itself asks the address that a dead one has left behind for more than a minute, and for "auto" takes any cluster
+    it sees a process of, another command's own too.
     """
+    address: str | None = get_ray_address_from_environment(None, None)
+    if address is None:
+        return None
+    host, _, port = address.rpartition(":")
     try:
-        host, _, port = get_ray_address_from_environment("auto", None).rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except OSError:  # a ConnectionError too: Ray knows no address
-        return False
-    return True
+    except OSError:
+        return None
+    return address
 
 
 def require_state_api() -> None:
