@@ -117,6 +117,9 @@ def _fit(trainer: TorchTrainer, directory: Path) -> str:
         translated = _translated(error)
         why = str(translated)
         raise translated from error
+    except ray.exceptions.RayError as error:  # the controller died with its cluster
+        why = f"the Ray cluster was lost ({type(error).__name__})"
+        raise Failure(f"{why}; the same command goes on from the newest checkpoint in {directory}") from error
     except (KeyboardInterrupt, SystemExit):
         status, why = "KILLED", "interrupted"
         raise Failure(f"interrupted; the same command goes on from the newest checkpoint in {directory}") from None
