@@ -78,6 +78,13 @@ def train(parsed: argparse.Namespace) -> None:
     train_one(settings, Start(began))
 
 
+def evaluate(parsed: argparse.Namespace) -> None:
+    """Print the figures of a model."""
+    from pipeline.evaluation.offline import evaluate_to
+
+    evaluate_to(parsed.ref, parsed.data, parsed.home, parsed.workers, parsed.extractor, parsed.out)
+
+
 def tune_run(parsed: argparse.Namespace) -> None:
     """Search, or go on with a search."""
     from pipeline.tuning.session import search_all
@@ -133,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_features(commands)
     _add_train(commands)
     _add_tune(commands)
+    _add_evaluate(commands)
     _add_register(commands)
     _add_sample(commands)
     _add_report(commands)
@@ -212,6 +220,30 @@ vaegan tune run tune_configs/fashion_mnist.yaml --set search.trials=32 --set wor
     )
     command.add_argument("config", metavar="YAML", help="settings whose leaves may be distributions")
     _add_set(command)
+
+
+def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _command(
+        commands,
+        "evaluate",
+        evaluate,
+        "measure a model, as checkpoints are in training",
+        """\
+vaegan evaluate digits --data data/digits
+vaegan evaluate models:/digits@champion --data data/digits --workers 2 --out digits.json
+vaegan evaluate runs/photos/images-000200000 --data data/photos --extractor pca64 --extractor classifier""",
+    )
+    command.add_argument("ref", metavar="MODEL_OR_RUN", help="a run, a search, a registered model, or a checkpoint")
+    command.add_argument("--data", required=True, help="a prepared data set; figures are of its held-out images")
+    command.add_argument("--workers", type=int, default=1, help="processes that share the work (default: this one)")
+    command.add_argument(
+        "--extractor",
+        action="append",
+        default=[],
+        help="pca64, classifier or inception; may be given again (default: the run's own)",
+    )
+    command.add_argument("--out", type=Path, help="JSON to write: figures, each with its protocol")
+    _add_home(command)
 
 
 def _add_register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -185,10 +185,8 @@ def _require_whole(data: str, manifest: Manifest, columns: tuple[str, ...]) -> N
     able = [name for name, kind in manifest.columns.items() if kind.startswith(WHOLE)]
     for column in columns:
         if column not in able:
-            others = (
-                f"name another with --column: {', '.join(able)}" if able else "and no other column of whole numbers"
-            )
-            raise Mistake(f"{data} has no labels: there is no column {column!r} of whole numbers; {others}")
+            remedy = f"name another with --column: {', '.join(able)}" if able else "only labelled data have one"
+            raise Mistake(f"{data} has no labels: there is no column {column!r} of whole numbers; {remedy}")
 
 
 def _card(data: str) -> Card | None:

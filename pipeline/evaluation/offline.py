@@ -1,0 +1,121 @@
+"""`vaegan evaluate`: figures of any model on any data, as those of training are, on any number of processes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.data import manifest as manifests
+from pipeline.errors import Mistake
+from pipeline.evaluation.figures import Evaluator, open_evaluator
+from pipeline.evaluation.protocol import Evaluation, Protocol
+from pipeline.evaluation.seen import Seen
+from pipeline.ranks import Ranks
+from pipeline.references import find, is_model
+from pipeline.rundir import RUN, read_record, write_atomically
+from pipeline.settings import Evaluation as Settings
+from pipeline.settings import parse
+from pipeline.table import print_table
+from pipeline.training import checkpoints
+from vaegan import Autoencoder
+from vaegan.networks.ports import Shape
+
+
+class Candidate(NamedTuple):
+    """A model to be evaluated."""
+
+    model: Autoencoder
+    shape: Shape
+    """Of its images."""
+    checkpoint: str | None
+    """The digest of the checkpoint; a registered model has none."""
+    settings: Settings
+    """Of the evaluations of its training."""
+
+
+def evaluate_to(
+    ref: str, data: str, home: Path, workers: int = 1, extractors: Sequence[str] = (), out: Path | None = None
+) -> None:
+    """Print the figures of a model on a data set, and write them with their protocols. Raises Mistake.
+
+    ref: a REF, or the folder of a checkpoint. extractors: other ones than the run's own.
+    """
+    if workers < 1:
+        raise Mistake(f"--workers is {workers}; expected a number of processes >= 1")
+    data = manifests.absolute(data)
+    candidate, manifest = _candidate(ref, home), manifests.load(data)
+    if manifest.shape != candidate.shape:
+        raise Mistake(f"--data {data!r} has images of {manifest.shape}; the model's are {candidate.shape}")
+    settings = candidate.settings
+    if extractors:
+        settings = replace(settings, extractors=tuple(extractors))  # type: ignore[arg-type]
+    evaluator = open_evaluator(data, manifest, settings)
+    if workers == 1:
+        codes = evaluator.prior(candidate.model.decoder.latent_size)
+        evaluation = evaluator.evaluate(candidate.model, codes)
+    else:
+        evaluation = _in_ray(evaluator, candidate.model, data, settings, workers)
+    _print(ref, evaluation, evaluator.absent)
+    if out is not None:
+        body = {"model": ref, "checkpoint": candidate.checkpoint, **evaluation.to_json()}
+        try:
+            write_atomically(out, json.dumps(body, indent=2) + "\n")
+        except OSError as error:
+            raise Mistake(f"--out is {str(out)!r}: {error.strerror or error}") from None
+
+
+def _candidate(ref: str, home: Path) -> Candidate:
+    if is_model(ref):
+        from pipeline.registry.load import load
+
+        return Candidate(*load(ref, home), None, Settings())
+    path, settings = Path(ref), Settings()
+    if (home / ref / RUN).exists() or not path.is_dir():
+        found = find(ref, home)
+        path, settings = found.checkpoint.path, found.settings.evaluation
+    elif (record := read_record(path.parent)) is not None:
+        settings = parse(record["settings"]).evaluation
+    model, description = checkpoints.load_average(path)
+    return Candidate(model, description.shape, checkpoints.digest(path), settings)
+
+
+def _in_ray(evaluator: Evaluator, model: Autoencoder, data: str, settings: Settings, workers: int) -> Evaluation:
+    """Every task sees a part; the sums of the parts are those of one process."""
+    import ray
+
+    from pipeline.cluster import cluster
+
+    with cluster():
+        cores = int(ray.cluster_resources().get("CPU", 0))
+        if workers > cores:
+            raise Mistake(f"--workers is {workers}; the cluster has {cores} CPUs: ask for {cores} at most")
+        part, kept = ray.remote(num_cpus=1)(_part), ray.put(model)
+        parts = [part.remote(kept, data, settings, Ranks(rank, workers)) for rank in range(workers)]
+        (reference, seen), *others = ray.get(parts)
+    for other_reference, other_seen in others:
+        reference.add(other_reference.tensors())
+        seen.add(other_seen.tensors())
+    evaluator.refer_to(reference)
+    return evaluator.conclude(seen, "prior")
+
+
+def _part(model: Autoencoder, data: str, settings: Settings, share: Ranks) -> tuple[Seen, Seen]:
+    """What one of several processes sees of the data and of the model."""
+    evaluator = open_evaluator(data, manifests.load(data), settings, share)
+    return evaluator.see_reference(), evaluator.see(model, evaluator.prior(model.decoder.latent_size))
+
+
+def _print(ref: str, evaluation: Evaluation, absent: dict[str, str]) -> None:
+    print(f"{ref}:")
+    rows = [_row(name, value, evaluation.protocols[name]) for name, value in evaluation.figures.items()]
+    print_table(["figure", "value", "+-", "real against real", "images", "samples"], rows)
+    for why in dict.fromkeys(absent.values()):
+        names = [name.removeprefix("eval/") for name, reason in absent.items() if reason == why]
+        print(f"without {', '.join(names)}: {why}")
+
+
+def _row(name: str, value: float, how: Protocol) -> list[str]:
+    noise, floor = (f"{how[key]:.2g}" if how[key] is not None else "" for key in ("noise", "floor"))
+    counts = [f"{how[key]:,}" if key in how else "" for key in ("images", "samples")]
+    return [name.removeprefix("eval/"), f"{value:.4g}", noise, floor, *counts]
