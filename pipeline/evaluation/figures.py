@@ -1,65 +1,32 @@
-"""Figures of a model, and how each came about. N held-out images, M samples, F features, Z latent, B batch.
+"""Figures of a model, and how each came about. N images, F features, Z latent, K factors.
 
-Models and extractors see fixed batches, whoever computes them: batch k of a list goes to rank k % world. Noise depends
-on the seed and the batch alone, features are float32 and sums float64: the number of ranks makes no difference.
-"""
+Features are float32 and sums float64: how many ranks share the work makes no difference."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import isnan, prod
-from typing import NamedTuple, Protocol
+from math import isnan
 
 import torch
-from torch import Tensor
 
 from pipeline.data.manifest import Manifest
 from pipeline.errors import Mistake
-from pipeline.evaluation import estimate, similarity
+from pipeline.evaluation import estimate
 from pipeline.evaluation.comparisons import COMPARISONS, Comparison, class_coverage
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.extractors import Extractor, open_extractor
 from pipeline.evaluation.factors import disentanglement
 from pipeline.evaluation.held_out import HeldOut, read
+from pipeline.evaluation.observer import BOUND_DRAWS, BOUND_IMAGES, DEQUANTISED, Codes, Model, Observer
 from pipeline.evaluation.protocol import Evaluation
 from pipeline.evaluation.protocol import Protocol as How
 from pipeline.evaluation.seen import Seen
 from pipeline.ranks import Ranks
 from pipeline.settings import FACTORS, SIMILARITIES, set_figure
 from pipeline.settings import Evaluation as Settings
-from vaegan import Autoencoder
-from vaegan.metrics.bounds import bits_per_dim, importance_nats, infer
-from vaegan.metrics.latents import Latents
-from vaegan.metrics.rows import Rows
 
-BATCH = 256
-BOUND_IMAGES, BOUND_DRAWS, BOUND_BATCH = 200, 32, 16
-"""Of the importance-weighted bound: images, draws for each, images at a time."""
-DEQUANTISED = 1_000
-"""Most images that bits per dimension are measured on."""
 FACTOR_IMAGES = 2_000
 """Most images that disentanglement is measured on."""
-
-
-class Model(Protocol):
-    """What can be measured: ours, or any other. An `Autoencoder` is measured as a density too."""
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Codes (B, Z) of images (B, C, H, W) in [0, 1]."""
-        ...
-
-    def decode(self, z_BZ: Tensor) -> Tensor:
-        """The images of codes."""
-        ...
-
-
-class Codes(NamedTuple):
-    """What samples are decoded from."""
-
-    sampler: str
-    """`prior`, or what else they are draws from."""
-    z_MZ: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +69,7 @@ class Evaluator:
         self._samples = samples
         self._ranks = ranks or Ranks()
         self._seed = seed
-        channels, height, width = held_out.images.shape[1:]
-        self._similarities = similarity.measures((channels, height, width), self._ranks.device)
+        self.observer = Observer(held_out, extractors, self._ranks, seed)
         self._groups = [*self._of_sets(), *self._of_images(), *self._of_latents()]
         self._reference: Seen | None = None
         self._floors: dict[str, Estimate] = {}
@@ -126,46 +92,18 @@ class Evaluator:
     def evaluate(self, model: Model, codes: Codes) -> Evaluation:
         """All that can be said of a model: all ranks together, and the same on each."""
         if self._reference is None:
-            reference = self.see_reference()
+            reference = self.observer.reference()
             self._ranks.add(*reference.tensors())
             self.refer_to(reference)
-        seen = self.see(model, codes)
+        seen = self.observer.look(model, codes)
         self._ranks.add(*seen.tensors())
         return self.conclude(seen, codes.sampler)
-
-    @torch.no_grad()
-    def see_reference(self) -> Seen:
-        """This rank's part of the images that models are compared with; training images take the place of samples."""
-        held_out, training = self.held_out.images, self.held_out.training
-        seen = Seen(self._feature_rows("images", len(held_out)) | self._feature_rows("samples", len(training)))
-        for of, images in {"images": held_out, "samples": training}.items():
-            for start, pixels in self._batches(images):
-                self._put_features(seen, of, start, _unit(pixels))
-        return seen
 
     def refer_to(self, reference: Seen) -> None:
         """Compare with the sum of all ranks' parts from now on. Ranks find the floors together."""
         self._reference = reference
         enough = len(self.held_out.training) >= len(self.held_out.images)
         self._floors = self._estimates(reference) if enough else {}
-
-    @torch.no_grad()
-    def see(self, model: Model, codes: Codes) -> Seen:
-        """This rank's part of a model."""
-        seen = self._nothing_yet(model, codes)
-        for start, z_BZ in self._batches(codes.z_MZ):
-            self._put_features(seen, "samples", start, model.decode(z_BZ))
-        for start, pixels in self._batches(self.held_out.images):
-            images = _unit(pixels)
-            mean_BZ = model.encode(images)
-            shown = model.decode(mean_BZ)
-            seen.put("means", start, mean_BZ)
-            self._put_features(seen, "reconstructions", start, shown)
-            for name, measure in self._similarities.items():
-                seen.put(name, start, measure.of(images, shown))
-        if isinstance(model, Autoencoder):
-            self._see_density(seen, model)
-        return seen
 
     def conclude(self, seen: Seen, sampler: str) -> Evaluation:
         """What the sum of all ranks' parts comes to. Ranks find that together too."""
@@ -177,41 +115,6 @@ class Evaluator:
             noise = found[name].noise
             hows[name] = {**how, **drawn, "floor": floor, "noise": None if isnan(noise) else noise}
         return Evaluation(figures={name: figure.value for name, figure in found.items()}, protocols=hows)
-
-    def _nothing_yet(self, model: Model, codes: Codes) -> Seen:
-        """Room for everything, on every rank: one without a batch of its own adds zeros."""
-        images, latent, device = len(self.held_out.images), codes.z_MZ.shape[1], self._ranks.device
-        numbers, latents = dict.fromkeys(self._similarities, images), None
-        if isinstance(model, Autoencoder):
-            numbers |= {"reconstruction_nats": images, "kl": images, "importance_nats": min(images, BOUND_IMAGES)}
-            if model.likelihood.settings.kind == "gaussian":
-                numbers["bits_per_dim"] = min(images, DEQUANTISED)
-            latents = Latents(latent, device)
-        return Seen(
-            self._feature_rows("samples", len(codes.z_MZ))
-            | self._feature_rows("reconstructions", images)
-            | {"means": Rows(images, latent, device)}
-            | {name: Rows(count, 1, device) for name, count in numbers.items()},
-            latents,
-        )
-
-    def _see_density(self, seen: Seen, model: Autoencoder) -> None:
-        assert seen.latents is not None
-        images, latent = self.held_out.images, model.decoder.latent_size
-        for start, pixels in self._batches(images):
-            mean_BZ, log_var_BZ, z_BZ, elbo = infer(model, _unit(pixels), self._noise(start, len(pixels), latent))
-            seen.latents.update(mean_BZ, log_var_BZ, z_BZ)
-            seen.put("reconstruction_nats", start, elbo.reconstruction_B)
-            seen.put("kl", start, elbo.kl_B)
-        for start, pixels in self._batches(images[:BOUND_IMAGES], BOUND_BATCH):
-            noise_KBZ = self._noise(start, BOUND_DRAWS, len(pixels), latent)
-            seen.put("importance_nats", start, importance_nats(model, _unit(pixels), noise_KBZ))
-        if "bits_per_dim" in seen.rows:
-            for start, pixels in self._batches(images[:DEQUANTISED]):
-                spread = torch.rand(pixels.shape, generator=self._generator("pixels", start)).to(pixels.device)
-                dequantised = (pixels + spread) / 256
-                elbo = infer(model, dequantised, self._noise(start, len(pixels), latent)).elbo
-                seen.put("bits_per_dim", start, bits_per_dim(elbo.nelbo_B, prod(pixels.shape[1:])))
 
     def _of_sets(self) -> Iterator[Group]:
         """Sets of images, compared by their features."""
@@ -241,9 +144,10 @@ class Evaluator:
     def _of_images(self) -> Iterator[Group]:
         """Means over images."""
         images, side = len(self.held_out.images), " x ".join(map(str, self.held_out.images.shape[2:]))
-        few = f"of images of {side} px and with the weights here there are {', '.join(self._similarities)}"
+        similarities = self.observer.similarities
+        few = f"of images of {side} px and with the weights here there are {', '.join(similarities)}"
         for name in SIMILARITIES:
-            measure = self._similarities.get(name)
+            measure = similarities.get(name)
             weights = {"weights": measure.weights} if measure and measure.weights else {}
             yield Group(
                 names=(f"eval/{name}/reconstructions",),
@@ -331,33 +235,6 @@ class Evaluator:
         codes_NZ, factors_NK = seen["means"][:FACTOR_IMAGES], self.held_out.factors_NK[:FACTOR_IMAGES]
         found = disentanglement(codes_NZ.cpu().numpy(), factors_NK.numpy(), self._seed)
         return [Estimate(found[name]) for name in FACTORS]
-
-    def _feature_rows(self, of: str, count: int) -> dict[str, Rows]:
-        return {
-            f"{of}/{extractor.name}": Rows(count, extractor.features, self._ranks.device)
-            for extractor in self._extractors
-        }
-
-    def _put_features(self, seen: Seen, of: str, start: int, images: Tensor) -> None:
-        for extractor in self._extractors:
-            seen.put(f"{of}/{extractor.name}", start, extractor(images))
-
-    def _batches(self, rows: Tensor, size: int = BATCH) -> Iterator[tuple[int, Tensor]]:
-        """This rank's batches, each with the number of its first row."""
-        for start in range(self._ranks.rank * size, len(rows), self._ranks.world * size):
-            yield start, rows[start : start + size].to(self._ranks.device)
-
-    def _noise(self, start: int, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self._generator("noise", start)).to(self._ranks.device)
-
-    def _generator(self, purpose: str, start: int) -> torch.Generator:
-        mixed = hashlib.sha256(f"{purpose}/{self._seed}/{start}".encode()).digest()[:8]
-        return torch.Generator().manual_seed(int.from_bytes(mixed, "big", signed=True))
-
-
-def _unit(pixels: Tensor) -> Tensor:
-    """uint8 -> [0, 1]."""
-    return pixels.float() / 255
 
 
 def _has(name: str, seen: Seen) -> bool:

@@ -103,7 +103,7 @@ def _in_ray(evaluator: Evaluator, model: Autoencoder, data: str, settings: Setti
 def _part(model: Autoencoder, data: str, settings: Settings, share: Ranks) -> tuple[Seen, Seen]:
     """What one of several processes sees of the data and of the model."""
     evaluator = open_evaluator(data, manifests.load(data), settings, share)
-    return evaluator.see_reference(), evaluator.see(model, evaluator.prior(model.decoder.latent_size))
+    return evaluator.observer.reference(), evaluator.observer.look(model, evaluator.prior(model.decoder.latent_size))
 
 
 def _print(ref: str, evaluation: Evaluation, absent: dict[str, str]) -> None:

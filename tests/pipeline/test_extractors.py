@@ -21,8 +21,9 @@ from pipeline.data.sources import open_source
 from pipeline.errors import Mistake
 from pipeline.evaluation import classifier
 from pipeline.evaluation.extractors import INCEPTION_FILE, Extractor, open_extractor
-from pipeline.evaluation.figures import Codes, Evaluator
+from pipeline.evaluation.figures import Evaluator
 from pipeline.evaluation.held_out import read
+from pipeline.evaluation.observer import Codes
 from pipeline.settings import Evaluation
 
 

@@ -12,8 +12,9 @@ from pipeline.data import manifest as manifests
 from pipeline.errors import Mistake
 from pipeline.evaluation.comparisons import COMPARISONS, class_coverage
 from pipeline.evaluation.extractors import Pca
-from pipeline.evaluation.figures import BATCH, Codes, Evaluator, Model
+from pipeline.evaluation.figures import Evaluator
 from pipeline.evaluation.held_out import HeldOut, read
+from pipeline.evaluation.observer import BATCH, Codes, Model
 from pipeline.evaluation.protocol import Evaluation, how
 from pipeline.ranks import Ranks
 from pipeline.settings import Evaluation as EvaluationSettings
@@ -222,7 +223,8 @@ def test_parts_that_are_added_up_afterwards_give_the_same(held_out):
     codes = whole.prior(4)
     alone = whole.evaluate(model, codes)
     parts = [evaluator(held_out, ranks=Ranks(rank, 3)) for rank in range(3)]
-    references, seen = [part.see_reference() for part in parts], [part.see(model, codes) for part in parts]
+    references = [part.observer.reference() for part in parts]
+    seen = [part.observer.look(model, codes) for part in parts]
     for sums in (references, seen):
         for other in sums[1:]:
             sums[0].add(other.tensors())
