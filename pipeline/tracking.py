@@ -175,6 +175,13 @@ def local_store(home: Path) -> str:
     return f"sqlite:///{home.absolute()}/mlflow.db"
 
 
+def require_store(ref: str, uri: str) -> None:
+    """Before MLflow is asked for a model: it would make a database that isn't there. Raises Mistake."""
+    prepare_mlflow()
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise Mistake(f"{ref}: no registry at {uri}; name its home with --home, or its server with MLFLOW_TRACKING_URI")
+
+
 def artifacts_of(uri: str) -> str | None:
     """Where files of runs go: beside a database of our own, else wherever the server keeps them."""
     if not uri.startswith("sqlite:///"):

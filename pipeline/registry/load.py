@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from pipeline.errors import Mistake
-from pipeline.tracking import local_store, prepare_mlflow
+from pipeline.tracking import local_store, require_store
 from vaegan import Autoencoder
 from vaegan.networks.ports import Shape
 
@@ -15,10 +15,8 @@ def load(ref: str, home: Path) -> tuple[Autoencoder, Shape]:
     Nothing is unpickled.
     """
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    prepare_mlflow()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or local_store(home)
-    if not Path(uri.removeprefix("sqlite:///")).exists() and uri.startswith("sqlite:///"):
-        raise Mistake(f"{ref}: no registry at {uri}; name its home with --home, or its server with MLFLOW_TRACKING_URI")
+    require_store(ref, uri)
     import mlflow
     from mlflow.exceptions import MlflowException
 

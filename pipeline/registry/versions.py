@@ -14,6 +14,7 @@ from pipeline.errors import Mistake
 from pipeline.evaluation.protocol import Evaluation
 from pipeline.registry.decide import NOBODY
 from pipeline.registry.package import EVALUATION
+from pipeline.tracking import require_store
 
 CHECKPOINT = "vaegan.checkpoint_sha256"
 """Tag of the checkpoint that a version was made of."""
@@ -31,6 +32,7 @@ class Version(NamedTuple):
 
 def version_of(ref: str, uri: str) -> Version:
     """The version that models:/NAME@ALIAS or models:/NAME/NUMBER names at a tracker. Raises Mistake."""
+    require_store(ref, uri)
     name, alias, number = _taken_apart(ref)
     client = MlflowClient(uri)
     try:

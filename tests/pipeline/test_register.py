@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from pipeline.evaluation.protocol import Evaluation
 from pipeline.registry.register import register
 from pipeline.registry.versions import version_of
+from pipeline.report.write import report
 from pipeline.training import checkpoints
 from tests.pipeline.small import evaluation, game, record, tiny
 
@@ -114,3 +115,14 @@ def test_a_checkpoint_is_one_version_until_it_is_evaluated_anew(registry, capsys
     assert registry.versions == 2
     assert "model@champion is version 2" in capsys.readouterr().out, "it keeps the throne, not the old figures"
     assert registry.offered("other", evaluation(6.0, seed=1)) == "other"
+
+
+def test_a_report_stands_a_run_beside_the_champion(registry, tmp_path):
+    registry.offered("first", evaluation(5.0, noise=0.1))
+    registry.made("second", evaluation(6.5, noise=0.1))
+    page = tmp_path / "report.html"
+    report("second", registry.home, page, ["models:/model@champion"])
+    assert "model@champion<small>version 1</small>" in page.read_text()
+    assert "<td>6.5 <small>" in page.read_text() and "<td><b>5</b> <small>" in page.read_text()
+    report("first", registry.home, page, ["models:/model/1"])
+    assert "models:/model/1, version 1, is this run&#x27;s best checkpoint." in page.read_text()

@@ -178,6 +178,15 @@ def test_a_run_without_a_checkpoint_has_a_report_too(digits, tmp_path):
     assert "failed" in text and "train/autoencoder/kl is not finite" in text and "There are no figures" in text
 
 
+def test_where_there_is_no_registry_the_report_says_so_and_makes_none(digits, home, tmp_path):
+    shutil.copytree(home / "plain", tmp_path / "plain")
+    uri = f"sqlite:///{tmp_path}/nothing.db"
+    small.record(small.tiny(digits, tmp_path, {"name": "plain", "register": "model"}), uri)
+    text = Page(written(tmp_path, tmp_path, "plain")).text
+    assert f"There is no champion to compare with: models:/model@champion: no registry at {uri}" in text
+    assert not (tmp_path / "nothing.db").exists()
+
+
 def test_passwords_in_addresses_are_not_passed_on(digits, tmp_path):
     small.record(small.tiny(digits, tmp_path, {"tracking.uri": "https://me:secret@host/"}), "https://me:secret@host/")
     text = written(tmp_path, tmp_path, "tiny")
