@@ -242,7 +242,7 @@ vaegan evaluate runs/photos/images-000200000 --data data/photos --extractor pca6
         default=[],
         help="pca64, classifier or inception; may be given again (default: the run's own)",
     )
-    command.add_argument("--out", type=Path, help="JSON to write: figures, each with its protocol")
+    command.add_argument("--out", type=Path, help="JSON to write: figures, as in a checkpoint's evaluation.json")
     _add_home(command)
 
 

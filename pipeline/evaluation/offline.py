@@ -32,6 +32,8 @@ class Candidate(NamedTuple):
     """The digest of the checkpoint; a registered model has none."""
     settings: Settings
     """Of the evaluations of its training."""
+    health: tuple[str, ...] = ()
+    """Signs of trouble that its training showed."""
 
 
 def evaluate_to(
@@ -56,6 +58,7 @@ def evaluate_to(
         evaluation = evaluator.evaluate(candidate.model, codes)
     else:
         evaluation = _in_ray(evaluator, candidate.model, data, settings, workers)
+    evaluation = replace(evaluation, health=candidate.health)
     _print(ref, evaluation, evaluator.absent)
     if out is not None:
         body = {"model": ref, "checkpoint": candidate.checkpoint, **evaluation.to_json()}
@@ -77,7 +80,9 @@ def _candidate(ref: str, home: Path) -> Candidate:
     elif (record := read_record(path.parent)) is not None:
         settings = parse(record["settings"]).evaluation
     model, description = checkpoints.load_average(path)
-    return Candidate(model, description.shape, checkpoints.digest(path), settings)
+    known = checkpoints.evaluation_of(path)
+    health = known.health if known is not None else ()
+    return Candidate(model, description.shape, checkpoints.digest(path), settings, health)
 
 
 def _in_ray(evaluator: Evaluator, model: Autoencoder, data: str, settings: Settings, workers: int) -> Evaluation:

@@ -30,8 +30,9 @@ from pipeline.data import manifest as manifests
 from pipeline.data.batches import first_images
 from pipeline.evaluation import pictures
 from pipeline.evaluation.extractors import open_extractor
-from pipeline.evaluation.figures import Codes, Evaluator
+from pipeline.evaluation.figures import Evaluator
 from pipeline.evaluation.held_out import read
+from pipeline.evaluation.observer import Codes
 from pipeline.settings import Settings, merge, parse, read_tree
 from tests.bench.common import machine, spread, table
 from tests.bench.mixture import mixture
