@@ -164,8 +164,8 @@ class Health:
     """In evaluations, diversity of samples as a part of that of reconstructions, or class coverage: bad below."""
     discriminator_saturation: float = 0.01
     """Mean loss of the discriminator in nats, 0.69 where it can't tell real from generated: bad below."""
-    logit_gap: float = 50.0
-    """Between the discriminator's mean logits on real and on generated images, either way: bad above."""
+    logit_gap: float = 0.01
+    """Between the discriminator's mean logits on real and on generated images, either way: bad below."""
     gradient_vanishing: float = 1e-3
     """Norm of a player's gradient, the smallest: bad below."""
     gradient_explosion: float = 1e6

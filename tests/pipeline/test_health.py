@@ -1,28 +1,25 @@
 """Trouble is named while it happens, and seen to where that can be done. Illnesses are provoked, nothing is faked."""
 
-import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch import Tensor
 
 from pipeline.ranks import Ranks
 from pipeline.settings import Health, Settings, dump, parse
 from pipeline.training import checkpoints, health
 from pipeline.training.loop import train
 from pipeline.training.state import Progress
+from tests.pipeline.illness import named, nan_at_step, warnings
 from tests.pipeline.small import Run, run, state_of, tiny, weights_of
 from tests.vaegan.two_ranks import Trained, on_two_ranks
 from vaegan import config
-from vaegan.networks import mlp
 from vaegan.objective import weights_at
 
 RULES = Health()
@@ -85,9 +82,9 @@ def test_a_sign_shows_once_from_its_third_bad_reading_in_a_row(sign):
 
 def test_a_sign_is_told_with_its_value_its_threshold_its_meaning_and_a_remedy():
     progress = Progress(showing={"logit_gap": 2})
-    (finding,) = health.look({"logit_gap": 123.4}, progress, RULES)
+    (finding,) = health.look({"logit_gap": 1 / 700}, progress, RULES)
     means, remedy = health.SIGNS["logit_gap"].means, health.SIGNS["logit_gap"].remedy
-    assert finding.text == f"logit_gap is 123, above health.logit_gap = 50: {means}; {remedy}"
+    assert finding.text == f"logit_gap is 0.00143, below health.logit_gap = 0.01: {means}; {remedy}"
 
 
 def test_a_checkpoint_carries_what_showed_since_the_last_and_what_still_shows():
@@ -101,10 +98,10 @@ def test_a_checkpoint_carries_what_showed_since_the_last_and_what_still_shows():
 @pytest.mark.parametrize(
     ("sign", "mode", "progress", "expected"),
     [
-        ("logit_gap", "warn", Progress(), "tell"),
-        ("logit_gap", "stop", Progress(), "end"),
-        ("logit_gap", "act", Progress(), "hold"),
-        ("logit_gap", "act", Progress(held_until=100), "set back"),
+        ("discriminator_saturation", "warn", Progress(), "tell"),
+        ("discriminator_saturation", "stop", Progress(), "end"),
+        ("discriminator_saturation", "act", Progress(), "hold"),
+        ("discriminator_saturation", "act", Progress(held_until=100), "set back"),
         ("gradient_vanishing", "act", Progress(), "set back"),
         ("gradient_vanishing", "act", Progress(set_back=3), "tell"),
         ("posterior_collapse", "act", Progress(), "tell"),
@@ -118,7 +115,7 @@ def test_treatments(sign, mode, progress, expected):
 
 
 def test_a_resting_discriminator_has_no_rate_and_is_not_looked_at():
-    progress = Progress(images_seen=100, showing={"logit_gap": 3, "posterior_collapse": 1})
+    progress = Progress(images_seen=100, showing={"discriminator_saturation": 3, "posterior_collapse": 1})
     assert health.hold(progress, Health(hold=50), 0.0) == "the discriminator rests for 50 images"
     weights, players = weights_at(config.Objective(beta=2, lambda_=3, penalty=1), 0), ("autoencoder", "discriminator")
     for seen, rate in ((100, 0.0), (149, 0.0), (150, 1.0)):
@@ -126,7 +123,7 @@ def test_a_resting_discriminator_has_no_rate_and_is_not_looked_at():
         rates = {"autoencoder": 1.0, "discriminator": rate}
         assert health.treated(weights, progress, players) == {"kl": 2, "adversarial": 3, "penalty": 1.5} | rates
     progress.images_seen = 149
-    assert health.look({"logit_gap": 1e3, "posterior_collapse": 0.0}, progress, RULES) == []
+    assert health.look({"discriminator_saturation": 0.0, "posterior_collapse": 0.0}, progress, RULES) == []
     assert progress.showing == {"posterior_collapse": 2}
 
 
@@ -149,20 +146,6 @@ STRONG_D = {"objective.lambda": 10, "optimizers.discriminator.lr": 0.1}
 """100 times the learning rate that is good for it."""
 
 
-def warnings(done: Run) -> list[tuple[int, str]]:
-    """Without that of a hasty checkpoint rule."""
-    found = [(event.step, str(event.body["text"])) for event in done.events if event.kind == "warning"]
-    return [(step, text) for step, text in found if not text.startswith("checkpoints.every")]
-
-
-def named(done: Run) -> dict[str, int]:
-    """Sign -> the step in which it was named first."""
-    found: dict[str, int] = {}
-    for images, text in warnings(done):
-        found.setdefault(re.split(r"\W", text)[0], images // BATCH)
-    return found
-
-
 def signs_of(done: Run) -> list[tuple[str, ...]]:
     """Of each checkpoint."""
     return [kept.evaluation.health for kept in checkpoints.listed(done.directory) if kept.evaluation is not None]
@@ -170,25 +153,6 @@ def signs_of(done: Run) -> list[tuple[str, ...]]:
 
 def distances(done: Run) -> list[float]:
     return [report["eval/fd_pca64/samples"] for report in done.reports]
-
-
-@contextmanager
-def nan_at_step(step: int) -> Iterator[None]:
-    """The encoder's output in one training step is not a number."""
-    taken = 0
-
-    def poison(module: nn.Module, _: object, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
-        nonlocal taken
-        if not (isinstance(module, mlp.Encoder) and len(output[0]) in {BATCH, BATCH // 2} and torch.is_grad_enabled()):
-            return None
-        taken += 1
-        return (output[0] * math.nan, output[1]) if taken == step else None
-
-    hook = register_module_forward_hook(poison)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +180,7 @@ def test_every_sign_of_training_is_a_curve(well):
 
 def test_a_collapsed_posterior_is_named(digits, tmp_path):
     done = run(tiny(digits, tmp_path, LONG | {"objective.beta": 1000, "stop.images": 200 * BATCH}))
-    assert named(done)["posterior_collapse"] <= 100
+    assert named(done)["posterior_collapse"] <= 100 * BATCH
     assert signs_of(done) == [("posterior_collapse",)]
     assert done.ending.kind == "finished"
 
@@ -230,7 +194,7 @@ def test_stop_ends_a_run_with_one_line(digits, tmp_path):
 
 def test_a_discriminator_that_learns_too_fast_is_named_and_acting_brings_the_distance_down(digits, tmp_path):
     ill = run(tiny(digits, tmp_path / "warn", LONG | STRONG_D))
-    assert named(ill)["gradient_vanishing"] <= 300
+    assert named(ill)["gradient_vanishing"] <= 300 * BATCH
     assert all("gradient_vanishing" in signs for signs in signs_of(ill)[1:])
     acts = {"health.mode": "act", "health.hold": 100 * BATCH}
     done = run(tiny(digits, tmp_path / "act", LONG | STRONG_D | acts))
@@ -243,7 +207,7 @@ def test_a_discriminator_that_learns_too_fast_is_named_and_acting_brings_the_dis
 
 
 def test_a_nan_ends_a_run_and_is_named_with_its_step(digits, tmp_path):
-    with nan_at_step(30):
+    with nan_at_step(30, BATCH):
         done = run(tiny(digits, tmp_path, LONG))
     assert done.ending.kind == "diverged"
     assert f"is not finite in the step that ends at {30 * BATCH} images" in done.ending.why
@@ -258,7 +222,7 @@ SHORT = {
 
 
 def test_acting_sets_a_run_with_a_nan_back_and_it_goes_on_slower(digits, tmp_path):
-    with nan_at_step(33):
+    with nan_at_step(33, BATCH):
         done = run(tiny(digits, tmp_path, SHORT | {"health.mode": "act"}))
     assert done.ending == ("finished", f"{60 * BATCH} images seen")
     ((_, text),) = warnings(done)
@@ -273,7 +237,7 @@ def test_acting_sets_a_run_with_a_nan_back_and_it_goes_on_slower(digits, tmp_pat
 
 
 def test_a_run_with_a_nan_and_no_checkpoint_begins_afresh(digits, tmp_path):
-    with nan_at_step(5):
+    with nan_at_step(5, BATCH):
         done = run(tiny(digits, tmp_path, SHORT | {"health.mode": "act"}))
     ((_, text),) = warnings(done)
     assert "Done: set back to the weights of the start" in text
@@ -319,9 +283,9 @@ def test_a_discriminator_that_rests_keeps_its_weights_and_a_resumed_run_its_rest
 
 def test_a_run_resumes_with_the_rates_it_was_set_back_to(digits, tmp_path):
     rules = SHORT | {"health.mode": "act"}
-    with nan_at_step(25):
+    with nan_at_step(25, BATCH):
         whole = run(tiny(digits, tmp_path / "whole", rules))
-    with nan_at_step(25):
+    with nan_at_step(25, BATCH):
         run(tiny(digits, tmp_path / "cut", rules | {"stop.images": 40 * BATCH}))
     again = run(tiny(digits, tmp_path / "cut", rules))
     assert again.kept == whole.kept
@@ -331,7 +295,7 @@ def test_a_run_resumes_with_the_rates_it_was_set_back_to(digits, tmp_path):
 
 def sick_on_one_rank(rank: int, tree: Mapping[str, object], directory: Path) -> list[Trained]:
     settings: Settings = parse(tree)
-    with nan_at_step(33 if rank == 1 else 10**9):
+    with nan_at_step(33 if rank == 1 else 10**9, BATCH // 2):
         ending = train(settings, directory, Ranks(rank, 2), lambda report: None)
     assert ending.kind == "finished", ending
     return [{name: torch.tensor(list(text.encode())) for name, text in {"why": ending.why}.items()}]
