@@ -1,6 +1,7 @@
 """What every Ray Train worker runs: the loop, told who it is. The only caller of `ray.train.report`."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from threading import Event
 
@@ -16,7 +17,7 @@ from pipeline.errors import Failure
 from pipeline.evaluation.measure import Found, Measure
 from pipeline.ranks import Ranks
 from pipeline.rundir import read_journal
-from pipeline.settings import Tree, dump, parse
+from pipeline.settings import Settings, parse
 from pipeline.training.loop import train
 from pipeline.training.start import Start
 
@@ -32,7 +33,7 @@ def run_worker(config: Mapping[str, object]) -> tuple[str, str]:
     torch.set_num_threads(max(1, int(settings.workers.cpus)))
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     start.lap("workers")
-    aside = SpareCpu(dump(settings)) if ranks.device.type == "cpu" else None  # a GPU is through before a CPU has begun
+    aside = SpareCpu(settings) if ranks.device.type == "cpu" else None  # a GPU is through before a CPU has begun
     ending = train(settings, directory, ranks, ray.train.report, start, aside)
     return ending.kind, ending.why
 
@@ -40,7 +41,7 @@ def run_worker(config: Mapping[str, object]) -> tuple[str, str]:
 class SpareCpu:
     """Evaluates checkpoints on a CPU of the cluster that nobody has."""
 
-    def __init__(self, settings: Tree) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         single = {"env_vars": {"OMP_NUM_THREADS": "1"}}
         self._task = ray.remote(num_cpus=1, max_retries=1, retry_exceptions=True, runtime_env=single)(_measure)
@@ -54,7 +55,7 @@ class SpareCpu:
             if not cpu.wait(timeout_seconds=5):
                 raise Failure("the spare CPU was gone")
             strategy = PlacementGroupSchedulingStrategy(cpu)
-            task = self._task.options(scheduling_strategy=strategy).remote(self._settings, str(path))
+            task = self._task.options(scheduling_strategy=strategy).remote(self._settings, path)
             while not ray.wait([task], timeout=1)[0]:
                 if given_up.is_set():
                     raise Failure("it took so much longer than training that it was given up")
@@ -65,9 +66,15 @@ class SpareCpu:
             remove_placement_group(cpu)  # and whatever still runs there
 
 
-def _measure(settings: Tree, path: str) -> Found:
+def _measure(settings: Settings, path: Path) -> Found:
     torch.set_num_threads(1)
-    return Measure(parse(settings), Ranks()).checkpoint(Path(path))
+    return _measure_of(settings).checkpoint(path)
+
+
+@lru_cache(1)
+def _measure_of(settings: Settings) -> Measure:
+    """Ray's processes wait for more work for a while: one that comes back has its images, and the floors."""
+    return Measure(settings, Ranks())
 
 
 def _start(directory: Path, since: float, seconds: Mapping[str, float]) -> Start:

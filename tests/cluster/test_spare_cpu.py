@@ -14,7 +14,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from pipeline.errors import Failure
 from pipeline.evaluation.measure import Found, Measure
 from pipeline.ranks import Ranks
-from pipeline.settings import Settings, dump
+from pipeline.settings import Settings
 from pipeline.training.worker import SpareCpu
 from tests.cluster.processes import wait_for
 from tests.pipeline.small import run, tiny
@@ -36,7 +36,7 @@ def checkpoint(settings: Settings) -> Path:
 
 @pytest.fixture
 def spare(cluster: str, settings: Settings) -> SpareCpu:
-    return SpareCpu(dump(settings))
+    return SpareCpu(settings)
 
 
 @pytest.fixture
