@@ -10,7 +10,7 @@ from pipeline.report.markup import Html, tag, together
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 350, 10, 176
 """Of the field that the curves are in; y counts downwards."""
-DOTS = 60
+DOTS = 24
 """A curve of so many points shows each."""
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from pipeline.references import Found
 from pipeline.report.charts import scatter
-from pipeline.report.markup import Html, tag
-from pipeline.report.page import section, shown, tabled
+from pipeline.report.figures import titled
+from pipeline.report.markup import Html, section, tabled, tag
+from pipeline.report.origin import shown
 from pipeline.rundir import ended
 from pipeline.settings import flatten
 
@@ -20,7 +21,7 @@ def search_section(trials: Sequence[Found]) -> Html:
     rows = [
         [
             trial.directory.name,
-            *(shown(values.get(path)) for path in paths),
+            *(_short(values.get(path)) for path in paths),
             f"{trial.checkpoint.images_seen:,}",
             f"{figure:.4g}",
             (ended(trial.directory) or "cut off").lower(),
@@ -35,10 +36,14 @@ def search_section(trials: Sequence[Found]) -> Html:
             if isinstance(value := values.get(path), int | float)
         ]
         if len(points) > 1:
-            charts.append(scatter(path, metric, points))
+            charts.append(scatter(path, titled(metric), points))
     return section(
         "Search",
         tag("p", f"This is the best of {len(trials)} trials of {Path(trials[0].directory).parent.name}, by {metric}."),
         tabled(["trial", *paths, "images seen", metric, "ended"], rows),
         tag("div", *charts, class_="charts"),
     )
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else shown(value)

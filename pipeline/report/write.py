@@ -52,23 +52,16 @@ def _sides(story: Story, home: Path, against: Sequence[str]) -> tuple[list[Side]
     if newest != best:
         sides.append(_side("newest", newest, None))
     remarks = []
-    champion = f"models:/{story.settings.register}@champion"
-    if story.settings.register is not None and champion not in against:
-        against = [champion, *against]
-    if any(map(is_model, against)):
+    for ref in dict.fromkeys([*_champion(story), *against]):
+        if not is_model(ref):
+            sides.append(_run(ref, home))
+            continue
         from pipeline.registry.versions import version_of  # MLflow: seconds
 
-    for ref in against:
-        if not is_model(ref):
-            found = find(ref, home)
-            if not found.checkpoint.figures:
-                raise Mistake(f"--against {ref}: no checkpoint of this run has been evaluated yet")
-            sides.append(_side(ref, found.checkpoint, found.settings))
-            continue
         try:
             version = version_of(ref, story.record["tracking_uri"])
         except Mistake as mistake:
-            if ref != champion:
+            if ref in against:
                 raise
             remarks.append(f"There is no champion to compare with: {mistake}.")
             continue
@@ -77,6 +70,19 @@ def _sides(story: Story, home: Path, against: Sequence[str]) -> tuple[list[Side]
         else:
             sides.append(Side(ref.removeprefix("models:/"), f"version {version.number}", version.evaluation))
     return sides, remarks
+
+
+def _champion(story: Story) -> list[str]:
+    """Of the model that the run was to be registered as."""
+    model = story.settings.register
+    return [] if model is None else [f"models:/{model}@champion"]
+
+
+def _run(ref: str, home: Path) -> Side:
+    found = find(ref, home)
+    if not found.checkpoint.figures:
+        raise Mistake(f"--against {ref}: no checkpoint of this run has been evaluated yet")
+    return _side(ref, found.checkpoint, found.settings)
 
 
 def _side(label: str, checkpoint: Checkpoint, settings: Settings | None) -> Side:
