@@ -123,10 +123,19 @@ def of_another_program(path: Path) -> None:
     ],
 )
 def test_a_checkpoint_that_is_damaged_or_not_ours_is_named(
-    checkpoint: Path, capsys: pytest.CaptureFixture[str], file: str, spoil: Callable[[Path], None], told: str
+    checkpoint: Path,
+    digits: str,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    spoil: Callable[[Path], None],
+    told: str,
 ) -> None:
     spoil(checkpoint / file)
-    for command in (["sample", "small", "--out", "grid.png"], ["register", "small", "--name", "model"]):
+    for command in (
+        ["sample", "small", "--out", "grid.png"],
+        ["evaluate", "small", "--data", digits],
+        ["register", "small", "--name", "model"],
+    ):
         line = refused(capsys, *command)
         assert told in line and checkpoint.name in line
     assert not Path("grid.png").exists() and not Path("runs/mlflow.db").exists()
@@ -143,6 +152,7 @@ def test_a_checkpoint_without_an_evaluation_is_not_registered(
 def test_data_of_another_shape_than_the_models_are_refused(
     checkpoint: Path, digits: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = refused(capsys, "sample", "small", "--data", digits, "--out", "grid.png")
-    assert "(1, 32, 32)" in line and "(1, 4, 4)" in line
-    assert not Path("grid.png").exists()
+    for command in ("sample", "evaluate"):
+        line = refused(capsys, command, "small", "--data", digits, "--out", "made")
+        assert "(1, 32, 32)" in line and "(1, 4, 4)" in line
+    assert not Path("made").exists()
