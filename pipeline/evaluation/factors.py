@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.metrics import balanced_accuracy_score, mutual_info_score
+from sklearn.metrics import mutual_info_score, recall_score
 from sklearn.tree import DecisionTreeClassifier
 
 from vaegan.metrics.latents import ACTIVE
@@ -67,7 +67,9 @@ def _predictability(code_N: Codes, factor_N: Factors) -> float:
     leaves = len(np.unique(factor_N))
     thresholds = DecisionTreeClassifier(max_leaf_nodes=leaves, class_weight="balanced", random_state=0)
     predicted_N = thresholds.fit(code_N1[:half], factor_N[:half]).predict(code_N1[half:])
-    return balanced_accuracy_score(factor_N[half:], predicted_N, adjusted=True)
+    scored = np.unique(factor_N[half:])  # the half that trains may have more values
+    recall = recall_score(factor_N[half:], predicted_N, labels=scored, average="macro")
+    return (recall - 1 / len(scored)) / (1 - 1 / len(scored))
 
 
 def _mean_gap(scores_ZK: Codes) -> float:

@@ -40,7 +40,7 @@ def read(data: str, manifest: Manifest, settings: Evaluation) -> HeldOut:
 
 
 def _factors(data: str, manifest: Manifest, settings: Evaluation) -> Tensor:
-    """Columns of whole numbers apart from the label, where there are several, each with values that come again."""
+    """Columns of whole numbers apart from the label, where there are several, each value of them several times."""
     columns = []
     for name, kind in manifest.columns.items():
         if kind.startswith(("int", "uint")) and name != "label":
@@ -48,6 +48,6 @@ def _factors(data: str, manifest: Manifest, settings: Evaluation) -> Tensor:
                 factor_N = first_columns(data, manifest, settings.split, [name], settings.images)[:, 0]
             except Mistake:  # it has gaps; damage would have shown with the images
                 continue
-            if 2 <= len(factor_N.unique()) <= len(factor_N) // 2:
+            if 2 <= len(factor_N.unique()) <= len(factor_N) // 8:
                 columns.append(factor_N)
     return torch.stack(columns, 1) if len(columns) >= 2 else torch.empty(0, 0, dtype=torch.int64)

@@ -140,3 +140,10 @@ def test_scores_depend_on_the_seed_alone(factors, perfect):
     np.random.default_rng().normal(size=5)
     assert disentanglement(codes_NZ, factors, seed=1) == one
     assert disentanglement(codes_NZ, factors, seed=2) != one
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_that_only_one_half_has_are_no_trouble():
+    rng = np.random.default_rng(0)
+    factors_NK = np.stack([np.minimum(rng.geometric(0.05, 400), 300), rng.integers(2, size=400)], 1)
+    assert 0 <= separated_predictability(rng.normal(size=(400, 3)), factors_NK) < 0.1

@@ -4,11 +4,17 @@ import math
 import threading
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pipeline.data import manifest as manifests
+from pipeline.data.pixels import packed
+from pipeline.data.prepare import prepare
+from pipeline.data.sources import open_source
 from pipeline.errors import Mistake
 from pipeline.evaluation.comparisons import COMPARISONS, class_coverage
 from pipeline.evaluation.extractors import Pca
@@ -17,6 +23,7 @@ from pipeline.evaluation.held_out import HeldOut, read
 from pipeline.evaluation.observer import BATCH, Codes, Model
 from pipeline.evaluation.protocol import Evaluation, how
 from pipeline.ranks import Ranks
+from pipeline.settings import FACTORS
 from pipeline.settings import Evaluation as EvaluationSettings
 from vaegan import Autoencoder, build, config
 from vaegan.metrics import fd_pca
@@ -42,15 +49,16 @@ def held_out(digits: str) -> HeldOut:
 class Faithful(nn.Module):
     """No model of ours: a code is the image itself. Reconstructs to the last bit, but for a constant error."""
 
-    def __init__(self, error: float = 0.0) -> None:
+    def __init__(self, error: float = 0.0, side: int = 32) -> None:
         super().__init__()
         self.error = error
+        self.side = side
 
     def encode(self, x: Tensor) -> Tensor:
         return x.flatten(1)
 
     def decode(self, z_BZ: Tensor) -> Tensor:
-        return z_BZ.unflatten(1, (1, 32, 32)) + self.error
+        return z_BZ.unflatten(1, (1, self.side, self.side)) + self.error
 
 
 def evaluator(held_out: HeldOut, samples: int = 400, ranks: Ranks | None = None, seed: int = 0) -> Evaluator:
@@ -259,3 +267,27 @@ def test_classes_are_covered_as_far_as_their_shares_agree():
 def test_images_that_are_all_the_same_are_refused_in_one_line():
     with pytest.raises(Mistake, match="extractor pca64: the 5 held-out images are all the same"):
         Pca(torch.full((5, 1, 8, 8), 7, dtype=torch.uint8))
+
+
+def test_factors_are_columns_of_whole_numbers_that_are_neither_label_nor_number_of_a_row(tmp_path):
+    numbers = np.arange(600)
+    columns = {
+        "label": numbers % 10,
+        "id": numbers,
+        "row": numbers % 3,
+        "side": numbers % 2,
+        "text": numbers.astype(str),
+    }
+    columns["gaps"] = pa.array([None, *numbers[1:] % 2])
+    field, pixels = packed(np.random.default_rng(0).integers(0, 255, (600, 1, 8, 8), np.uint8), "image")
+    schema = pa.schema([field, *pa.table(columns).schema])
+    pq.write_table(pa.table([pixels, *columns.values()], schema=schema), tmp_path / "test-00000-of-00001.parquet")
+    source = open_source("parquet", tmp_path / "test-00000-of-00001.parquet")
+    manifest = prepare(source, "parquet", tmp_path / "data", size=8, progress=False)
+    settings = EvaluationSettings(images=500, samples=500)
+    found = read(str(tmp_path / "data"), manifest, settings)
+    assert torch.equal(found.factors_NK, torch.stack([torch.arange(500) % 3, torch.arange(500) % 2], 1))
+    assert len(found.training) == 0
+    told = Evaluator(found, [Pca(found.images)], 500).evaluate(Faithful(side=8), Codes("noise", torch.rand(500, 64)))
+    assert {f"eval/{name}/latents" for name in FACTORS} <= told.figures.keys()
+    assert told.protocols["eval/fd_pca64/samples"]["floor"] is None
