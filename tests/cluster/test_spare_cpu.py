@@ -1,5 +1,7 @@
 """Evaluations as real Ray tasks, killed with the real signal."""
 
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,14 +26,21 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(scope="module")
 def settings(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Of an evaluation that takes a second or two."""
-    rules = {"stop.images": 128, "evaluation.samples": 50_000}
-    return tiny(str(digits), tmp_path_factory.mktemp("home"), rules)
+    return tiny(str(digits), tmp_path_factory.mktemp("home"), {"stop.images": 128})
 
 
 @pytest.fixture(scope="module")
 def checkpoint(settings: Settings) -> Path:
     return run(settings).directory / "images-000000128"
+
+
+@pytest.fixture
+def stuck(checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint whose evaluation waits for a manifest that nobody writes."""
+    copied = Path(shutil.copytree(checkpoint, tmp_path / checkpoint.name))
+    (copied / "manifest.json").unlink()
+    os.mkfifo(copied / "manifest.json")
+    return copied
 
 
 @pytest.fixture
@@ -58,9 +67,12 @@ def kill_the_next() -> None:
         process.wait(10)
 
 
-def test_an_evaluation_that_is_killed_once_finds_what_is_found_here(spare, checkpoint, settings, beside):
+def test_an_evaluation_that_is_killed_once_finds_what_is_found_here(spare, checkpoint, stuck, settings, beside):
     assert spare.room()
-    found: Future[Found] = beside.submit(spare.measure, checkpoint, Event())
+    found: Future[Found] = beside.submit(spare.measure, stuck, Event())
+    wait_for(lambda: bool(under_way()), 240)
+    shutil.copy(checkpoint / "manifest.json", stuck / "whole")
+    (stuck / "whole").replace(stuck / "manifest.json")
     kill_the_next()
     here = Measure(settings, Ranks()).checkpoint(checkpoint)
     there = found.result(timeout=240)
@@ -69,8 +81,8 @@ def test_an_evaluation_that_is_killed_once_finds_what_is_found_here(spare, check
     wait_for(spare.room)
 
 
-def test_an_evaluation_that_is_killed_again_is_lost(spare, checkpoint, beside):
-    lost = beside.submit(spare.measure, checkpoint, Event())
+def test_an_evaluation_that_is_killed_again_is_lost(spare, stuck, beside):
+    lost = beside.submit(spare.measure, stuck, Event())
     kill_the_next()
     kill_the_next()
     with pytest.raises(Failure):
@@ -78,9 +90,9 @@ def test_an_evaluation_that_is_killed_again_is_lost(spare, checkpoint, beside):
     wait_for(spare.room)
 
 
-def test_an_evaluation_that_is_given_up_leaves_its_cpu(spare, checkpoint, beside):
+def test_an_evaluation_that_is_given_up_leaves_its_cpu(spare, stuck, beside):
     given_up = Event()
-    lost = beside.submit(spare.measure, checkpoint, given_up)
+    lost = beside.submit(spare.measure, stuck, given_up)
     wait_for(lambda: bool(under_way()), 240)
     given_up.set()
     with pytest.raises(Failure, match="given up"):
