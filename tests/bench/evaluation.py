@@ -93,7 +93,7 @@ def differences_of(run: Path, sets: dict[str, object]) -> list[float]:
     for kept in checkpoints.listed(run):
         again = measure.checkpoint(kept.path).evaluation.figures
         assert kept.figures.keys() == again.keys()
-        found += [abs(kept.figures[name] - figure) / abs(figure) for name, figure in again.items()]
+        found += [abs(kept.figures[name] - figure) / (abs(figure) or 1.0) for name, figure in again.items()]
     return found
 
 
