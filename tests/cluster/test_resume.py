@@ -73,8 +73,8 @@ def test_fewer_workers_go_on_with_the_same_images_in_the_same_order(
     one, both = newest(tmp_path / "one"), newest(tmp_path / "both")
     assert one.images_seen == both.images_seen == IMAGES
     assert order(one) == order(both)
-    for name, figure in one.figures.items():
-        assert both.figures[name] == pytest.approx(figure, rel=0.05)
+    for name in ("eval/fd_pca64/samples", "eval/fd_pca64/reconstructions", "eval/psnr/reconstructions"):
+        assert both.figures[name] == pytest.approx(one.figures[name], rel=0.05)
 
 
 @pytest.mark.slow
