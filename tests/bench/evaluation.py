@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from pipeline.evaluation.measure import Measure
 from pipeline.ranks import Ranks
 from pipeline.rundir import read_journal
@@ -88,6 +90,7 @@ def rate(run: Path) -> float:
 
 def differences_of(run: Path, sets: dict[str, object]) -> list[float]:
     """Of every figure of every checkpoint, relative to what it is found to be here."""
+    torch.set_num_threads(1)  # as there: a neighbour as near as another is one or the other by the last bit
     measure = Measure(load("plain-conv", [f"{key}={value}" for key, value in sets.items()]), Ranks())
     found = []
     for kept in checkpoints.listed(run):
