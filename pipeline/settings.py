@@ -145,7 +145,7 @@ class Decision:
 class Health:
     """What counts as trouble, and what is done about it; `pipeline.training.health` says what each sign means.
 
-    A sign shows when three readings in a row lie beyond its threshold; a number that is not finite shows at once.
+    A sign shows when its readings have been beyond its threshold for some time; a number that is not finite, at once.
     """
 
     __pydantic_config__ = STRICT
@@ -154,6 +154,8 @@ class Health:
     """warn: it is said, once, and training goes on as long as numbers are finite. stop: the run ends. act: what can be
     done is done, and said: the discriminator rests and is under a stricter penalty, or the run is set back to its last
     good checkpoint with a lower rate, three times at most."""
+    patience: int = 30_000
+    """Images for which a sign must have been bad: what young networks go through is no illness."""
     hold: int = 10_000
     """Images for which the discriminator rests."""
     posterior_collapse: float = 0.01
@@ -164,14 +166,17 @@ class Health:
     """In evaluations, diversity of samples as a part of that of reconstructions, or class coverage: bad below."""
     discriminator_saturation: float = 0.01
     """Mean loss of the discriminator in nats, 0.69 where it can't tell real from generated: bad below."""
-    logit_gap: float = 0.01
-    """Between the discriminator's mean logits on real and on generated images, either way: bad below."""
+    discriminator_blindness: float = 0.003
+    """What that loss is below the 0.69 nats of a coin: bad below."""
+    logit_gap: float = 50.0
+    """Between the discriminator's mean logits on real and on generated images, either way: bad above."""
     gradient_vanishing: float = 1e-3
     """Norm of a player's gradient, the smallest: bad below."""
     gradient_explosion: float = 1e6
     """The largest: bad above."""
 
     def __post_init__(self) -> None:
+        require(self.patience >= 0, "patience", self.patience, "a number of images >= 0")
         require(self.hold >= 1, "hold", self.hold, "a number of images >= 1")
 
 

@@ -180,11 +180,15 @@ def newest_whole(directory: Path) -> tuple[Path | None, list[str]]:
     return None, troubles
 
 
-def newest_without(directory: Path, signs: Collection[str]) -> Path | None:
-    """The newest checkpoint that was evaluated, verifies, and carries none of these signs of trouble."""
+def newest_without(directory: Path, signs: Collection[str], before: int | None) -> Path | None:
+    """The newest checkpoint that was evaluated, verifies, and carries none of these signs of trouble.
+
+    before: images seen that it must have fewer of, where a new sign has been coming on since then.
+    """
     for path in reversed(_folders(directory)):
         evaluation = evaluation_of(path)
-        if evaluation is not None and not set(signs) & set(evaluation.health):
+        in_time = before is None or images_of(path) < before
+        if in_time and evaluation is not None and not set(signs) & set(evaluation.health):
             with suppress(Mistake):
                 verify(path)
                 return path

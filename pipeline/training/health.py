@@ -3,7 +3,8 @@
 T terms, S steps.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import log
 from statistics import fmean
 from typing import Literal, NamedTuple
 
@@ -14,8 +15,8 @@ from pipeline.settings import Health
 from pipeline.training.state import Progress
 from vaegan.step import Weights
 
-READINGS = 3
-"""In a row, from which a sign shows."""
+COIN = log(2)
+"""Loss of a discriminator that tells nothing apart, in nats."""
 STRICTER = 3.0
 """What the weight of the discriminator's penalty is multiplied by when it rests."""
 SLOWER = 0.1
@@ -57,15 +58,22 @@ SIGNS = {
     "discriminator_saturation": Sign(
         "below",
         "the discriminator is sure of every image, so the generator has no way to do better",
-        "lower optimizers.discriminator.lr, or set objective.gate",
+        "lower optimizers.discriminator.lr, or set objective.penalty or objective.gate",
         cure="hold",
         slows="discriminator",
     ),
-    "logit_gap": Sign(
+    "discriminator_blindness": Sign(
         "below",
-        "the discriminator answers real and generated images alike, so the generator learns nothing from it",
+        "the discriminator is no better than a coin, so the generator learns nothing from it",
         "lower optimizers.discriminator.lr",
         cure="set back",
+        slows="discriminator",
+    ),
+    "logit_gap": Sign(
+        "above",
+        "the discriminator's answers run away, and what the generator learns from them with it",
+        "lower optimizers.discriminator.lr, or set objective.penalty or objective.gate",
+        cure="hold",
         slows="discriminator",
     ),
     "gradient_vanishing": Sign(
@@ -107,7 +115,8 @@ def readings(terms: Mapping[str, float], units: int, lambda_: float) -> dict[str
     found = {"posterior_collapse": terms["autoencoder/kl"] / units, "gradient_explosion": max(norms)}
     if lambda_ > 0:
         kinds = [f"discriminator/{kind}" for kind in ("real", "samples", "reconstructions")]
-        found["discriminator_saturation"] = fmean(terms[kind] for kind in kinds if kind in terms)
+        loss = fmean(terms[kind] for kind in kinds if kind in terms)
+        found |= {"discriminator_saturation": loss, "discriminator_blindness": COIN - loss}
         found["logit_gap"] = abs(terms["discriminator/logit_real"] - terms["discriminator/logit_fake"])
         found["gradient_vanishing"] = min(norms)
     return found
@@ -134,30 +143,33 @@ def points(found: Mapping[str, float]) -> dict[str, float]:
     return {f"health/{sign}": value for sign, value in found.items()}
 
 
-def counted(found: Mapping[str, float], showing: Mapping[str, int], rules: Health) -> dict[str, int]:
-    """Sign -> bad readings in a row, this one included. showing: the same before it."""
-    return {sign: showing.get(sign, 0) + 1 if _is_bad(sign, value, rules) else 0 for sign, value in found.items()}
+def bad_since(found: Mapping[str, float], images_seen: int, before: Mapping[str, int], rules: Health) -> dict[str, int]:
+    """Of signs that are bad in this reading, since when: images seen. before: the same at the reading before."""
+    return {sign: before.get(sign, images_seen) for sign, value in found.items() if _is_bad(sign, value, rules)}
 
 
-def standing(counts: Mapping[str, int]) -> set[str]:
-    """Signs that show."""
-    return {sign for sign, count in counts.items() if count >= READINGS}
+def showing(since: Mapping[str, int], images_seen: int, rules: Health) -> list[str]:
+    """Signs that have been bad for long enough."""
+    return [sign for sign, start in since.items() if images_seen - start >= rules.patience]
 
 
-def look(found: Mapping[str, float], progress: Progress, rules: Health) -> list[Finding]:
-    """Signs that show from this reading on, having been counted in the run's progress."""
-    if progress.images_seen < progress.held_until:
+def look(found: Mapping[str, float], images_seen: int, progress: Progress, rules: Health) -> list[Finding]:
+    """Signs that show from this reading on; the run's progress remembers them. images_seen: of the reading."""
+    if images_seen < progress.held_until:
         found = {sign: value for sign, value in found.items() if SIGNS[sign].cure != "hold"}
-    counts = counted(found, progress.showing, rules)
-    progress.showing |= counts
-    onsets = [sign for sign, count in counts.items() if count == READINGS]
+    since = bad_since(found, images_seen, progress.bad_since, rules)
+    shown = showing(since, images_seen, rules)
+    onsets = [sign for sign in shown if sign not in progress.standing]
+    _forget(progress, found)
+    progress.bad_since |= since
+    progress.standing += shown
     progress.flags += onsets
     return [Finding(sign, _text(sign, found[sign], rules)) for sign in onsets]
 
 
 def carried(progress: Progress) -> tuple[str, ...]:
     """Signs that a checkpoint saved now carries: those that showed since the last one."""
-    return tuple(sorted({*progress.flags, *standing(progress.showing)}))
+    return tuple(sorted({*progress.flags, *progress.standing}))
 
 
 def treatment(sign: str, progress: Progress, rules: Health) -> Treatment:
@@ -174,7 +186,7 @@ def treatment(sign: str, progress: Progress, rules: Health) -> Treatment:
 def hold(progress: Progress, rules: Health, penalty: float) -> str:
     """Let the discriminator rest, and raise its penalty where there is one. Returns what was done."""
     progress.held_until = progress.images_seen + rules.hold
-    progress.showing = {sign: count for sign, count in progress.showing.items() if SIGNS[sign].cure != "hold"}
+    _forget(progress, [name for name, sign in SIGNS.items() if sign.cure == "hold"])
     progress.penalty *= STRICTER
     raised = f"; its penalty weighs {STRICTER:g} times what it did" if penalty else ""
     return f"the discriminator rests for {rules.hold:,} images{raised}"
@@ -187,7 +199,8 @@ def slow(sign: str, progress: Progress, players: Iterable[str]) -> str:
         if who in (player, "everyone"):
             progress.rates[player] = SLOWER * progress.rates.get(player, 1.0)
     progress.set_back += 1
-    progress.held_until, progress.showing, progress.flags = 0, {}, []
+    progress.held_until, progress.flags = 0, []
+    _forget(progress, SIGNS)
     return f"{who}'s learning rate is {SLOWER:g} times what it was"
 
 
@@ -196,8 +209,8 @@ def treated(weights: Weights, progress: Progress, players: Iterable[str]) -> dic
     rates = {player: progress.rates.get(player, 1.0) for player in players}
     if progress.images_seen < progress.held_until:
         rates["discriminator"] = 0.0
-    penalty = {"penalty": progress.penalty * weights["penalty"]}
-    return {**weights, **penalty, **{player: torch.tensor(rate).double() for player, rate in rates.items()}}
+    factors = {player: torch.tensor(rate, dtype=torch.float64) for player, rate in rates.items()}
+    return {**weights, "penalty": progress.penalty * weights["penalty"], **factors}
 
 
 def not_finite(networks: Mapping[str, nn.Module]) -> str:
@@ -215,6 +228,11 @@ def first_not_finite(names: Sequence[str], means_ST: Tensor) -> tuple[int, str] 
         return None
     step, term = bad_ST.nonzero()[0].tolist()
     return step, names[term]
+
+
+def _forget(progress: Progress, signs: Collection[str]) -> None:
+    progress.bad_since = {sign: start for sign, start in progress.bad_since.items() if sign not in signs}
+    progress.standing = [sign for sign in progress.standing if sign not in signs]
 
 
 def _is_bad(sign: str, value: float, rules: Health) -> bool:

@@ -152,8 +152,8 @@ class Judgement:
             checkpoints.write_evaluation(path, found.evaluation)
             return
         readings = self._readings(figures)
-        counts = health.counted(readings, self._state.progress.showing, self._settings.health)
-        signs = tuple(sorted({*self._signs, *health.standing(counts)}))
+        since = health.bad_since(readings, images_seen, self._state.progress.bad_since, self._settings.health)
+        signs = tuple(sorted({*self._signs, *health.showing(since, images_seen, self._settings.health)}))
         self._journal.metrics(images_seen, {**figures, **health.points(readings)})
         for key, picture in found.pictures.items():
             file = self._directory / PICTURES / f"{key}-{images_seen:09d}.png"
@@ -189,7 +189,7 @@ class Judgement:
 
     def _look(self, images_seen: int, readings: Mapping[str, float]) -> Ending | None:
         """At signs that evaluations show: there is nothing to be done about them but to tell, or to end the run."""
-        for sign, text in health.look(readings, self._state.progress, self._settings.health):
+        for sign, text in health.look(readings, images_seen, self._state.progress, self._settings.health):
             if health.treatment(sign, self._state.progress, self._settings.health) == "end":
                 return Ending("diverged", text)
             if self._journal is not None:

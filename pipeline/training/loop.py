@@ -150,7 +150,7 @@ class Loop:
         if failed is not None:
             return failed
         self._judgement.tell()
-        return self._see_to(health.look(readings, progress, settings.health))
+        return self._see_to(health.look(readings, progress.images_seen, progress, settings.health))
 
     def _see_to(self, findings: Sequence[Finding]) -> Ending | None:
         """Do what the settings say about signs that show."""
@@ -175,7 +175,10 @@ class Loop:
 
     def _set_back(self, sign: str) -> str:
         """To the last good checkpoint, or else to the start. Returns what was done."""
-        good = checkpoints.newest_without(self._directory, health.CURABLE) if self._ranks.first else None
+        good = None
+        if self._ranks.first:
+            before = self._state.progress.bad_since.get(sign)
+            good = checkpoints.newest_without(self._directory, health.CURABLE, before)
         path = self._agreed(good)
         self._stepper.set_back(path)
         where = "the start" if path is None else path.name

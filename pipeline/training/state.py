@@ -26,8 +26,10 @@ class Progress:
     best: float | None = None
     """Of the metric that checkpoints are ranked by."""
     evaluations_since_best: int = 0
-    showing: dict[str, int] = field(default_factory=dict)
-    """Sign of trouble -> bad readings in a row."""
+    bad_since: dict[str, int] = field(default_factory=dict)
+    """Sign of trouble -> images seen at the first of its bad readings in a row."""
+    standing: list[str] = field(default_factory=list)
+    """Signs that have been bad for long enough to show, and still are."""
     flags: list[str] = field(default_factory=list)
     """Signs that have shown since the last checkpoint."""
     held_until: int = 0

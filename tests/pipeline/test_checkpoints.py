@@ -251,7 +251,7 @@ def test_a_disk_that_takes_no_more_ends_the_run_with_one_line(digits, tmp_path, 
     again = run(settings)
     assert again.kept == [128, 256]
     told = [point for point in points(again.directory) if not point[0].startswith(("speed/", "startup/"))]
-    assert len(set(told)) == len(told) == 2 * (14 + 2 * 16)
+    assert len(set(told)) == len(told) == 2 * (14 + 2 * 17)
 
 
 def test_a_write_cut_off_by_a_kill_is_cleared_away_by_the_next(digits, tmp_path):

@@ -1,5 +1,6 @@
 """Trouble is named while it happens, and seen to where that can be done. Illnesses are provoked, nothing is faked."""
 
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from tests.vaegan.two_ranks import Trained, on_two_ranks
 from vaegan import config
 from vaegan.objective import weights_at
 
-RULES = Health()
+RULES = Health(patience=100)
 TERMS = {
     "discriminator/real": 0.4,
     "discriminator/samples": 0.6,
@@ -38,7 +39,7 @@ TERMS = {
 
 
 def test_every_sign_has_a_threshold_that_can_be_set_and_every_threshold_a_sign():
-    thresholds = [field.name for field in fields(Health) if field.name not in {"mode", "hold"}]
+    thresholds = [field.name for field in fields(Health) if field.name not in {"mode", "patience", "hold"}]
     assert list(health.SIGNS) == thresholds
 
 
@@ -46,6 +47,7 @@ def test_readings_are_those_of_the_terms():
     assert health.readings(TERMS, 4, 1.0) == {
         "posterior_collapse": 2.0,
         "discriminator_saturation": 0.5,
+        "discriminator_blindness": pytest.approx(math.log(2) - 0.5),
         "logit_gap": 3.0,
         "gradient_vanishing": 1.5,
         "gradient_explosion": 90.0,
@@ -70,25 +72,36 @@ def test_evaluations_are_read_for_what_they_have():
 
 
 @pytest.mark.parametrize("sign", health.SIGNS)
-def test_a_sign_shows_once_from_its_third_bad_reading_in_a_row(sign):
+def test_a_sign_shows_once_it_has_been_bad_for_long_enough(sign):
     threshold = getattr(RULES, sign)
     bad, good = (threshold / 2, 2 * threshold)[:: 1 if health.SIGNS[sign].bad == "below" else -1]
     progress, shown = Progress(), []
-    for value in (bad, bad, good, threshold, bad, bad, bad, bad, good, bad, bad, bad):
-        shown.append([finding.sign for finding in health.look({sign: value}, progress, RULES)])
-    assert [number for number, signs in enumerate(shown) if signs == [sign]] == [6, 11]
+    for number, value in enumerate((bad, bad, good, threshold, bad, bad, bad, bad, good, bad, bad, bad)):
+        shown.append([finding.sign for finding in health.look({sign: value}, 50 * number, progress, RULES)])
+        assert progress.standing == ([sign] if number in {6, 7, 11} else [])
+    assert [number for number, signs in enumerate(shown) if signs == [sign]] == [6, 11], "told once"
     assert sum(map(len, shown)) == 2
 
 
+def test_signs_that_are_read_at_other_times_are_counted_apart():
+    progress = Progress()
+    health.look({"active_units": 0.0}, 100, progress, RULES)
+    for images_seen in (110, 160, 210):
+        health.look({"posterior_collapse": 0.0}, images_seen, progress, RULES)
+    assert progress.standing == ["posterior_collapse"]
+    (finding,) = health.look({"active_units": 0.0}, 200, progress, RULES)
+    assert finding.sign == "active_units"
+    assert health.carried(progress) == ("active_units", "posterior_collapse")
+
+
 def test_a_sign_is_told_with_its_value_its_threshold_its_meaning_and_a_remedy():
-    progress = Progress(showing={"logit_gap": 2})
-    (finding,) = health.look({"logit_gap": 1 / 700}, progress, RULES)
+    (finding,) = health.look({"logit_gap": 123.4}, 100, Progress(bad_since={"logit_gap": 0}), RULES)
     means, remedy = health.SIGNS["logit_gap"].means, health.SIGNS["logit_gap"].remedy
-    assert finding.text == f"logit_gap is 0.00143, below health.logit_gap = 0.01: {means}; {remedy}"
+    assert finding.text == f"logit_gap is 123, above health.logit_gap = 50: {means}; {remedy}"
 
 
 def test_a_checkpoint_carries_what_showed_since_the_last_and_what_still_shows():
-    progress = Progress(flags=["logit_gap"], showing={"posterior_collapse": 7, "gradient_vanishing": 2})
+    progress = Progress(flags=["logit_gap"], standing=["posterior_collapse"], bad_since={"gradient_vanishing": 7})
     assert health.carried(progress) == ("logit_gap", "posterior_collapse")
 
 
@@ -115,16 +128,15 @@ def test_treatments(sign, mode, progress, expected):
 
 
 def test_a_resting_discriminator_has_no_rate_and_is_not_looked_at():
-    progress = Progress(images_seen=100, showing={"discriminator_saturation": 3, "posterior_collapse": 1})
+    progress = Progress(images_seen=100, bad_since={"discriminator_saturation": 3, "posterior_collapse": 60})
     assert health.hold(progress, Health(hold=50), 0.0) == "the discriminator rests for 50 images"
     weights, players = weights_at(config.Objective(beta=2, lambda_=3, penalty=1), 0), ("autoencoder", "discriminator")
     for seen, rate in ((100, 0.0), (149, 0.0), (150, 1.0)):
         progress.images_seen = seen
         rates = {"autoencoder": 1.0, "discriminator": rate}
         assert health.treated(weights, progress, players) == {"kl": 2, "adversarial": 3, "penalty": 1.5} | rates
-    progress.images_seen = 149
-    assert health.look({"discriminator_saturation": 0.0, "posterior_collapse": 0.0}, progress, RULES) == []
-    assert progress.showing == {"posterior_collapse": 2}
+    assert health.look({"discriminator_saturation": 0.0, "posterior_collapse": 0.0}, 149, progress, RULES) == []
+    assert progress.bad_since == {"posterior_collapse": 60}
 
 
 def test_rates_fall_with_every_set_back_and_only_of_who_is_to_blame():
@@ -141,7 +153,12 @@ def test_rates_fall_with_every_set_back_and_only_of_who_is_to_blame():
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 BATCH = 32
-LONG = {"log_every": 20 * BATCH, "checkpoints.every": 200 * BATCH, "stop.images": 800 * BATCH}
+LONG = {
+    "log_every": 20 * BATCH,
+    "checkpoints.every": 200 * BATCH,
+    "stop.images": 800 * BATCH,
+    "health.patience": 60 * BATCH,
+}
 STRONG_D = {"objective.lambda": 10, "optimizers.discriminator.lr": 0.1}
 """100 times the learning rate that is good for it."""
 
@@ -194,8 +211,8 @@ def test_stop_ends_a_run_with_one_line(digits, tmp_path):
 
 def test_a_discriminator_that_learns_too_fast_is_named_and_acting_brings_the_distance_down(digits, tmp_path):
     ill = run(tiny(digits, tmp_path / "warn", LONG | STRONG_D))
-    assert named(ill)["gradient_vanishing"] <= 300 * BATCH
-    assert all("gradient_vanishing" in signs for signs in signs_of(ill)[1:])
+    assert named(ill)["discriminator_blindness"] <= 300 * BATCH
+    assert all("discriminator_blindness" in signs for signs in signs_of(ill)[1:])
     acts = {"health.mode": "act", "health.hold": 100 * BATCH}
     done = run(tiny(digits, tmp_path / "act", LONG | STRONG_D | acts))
     texts = [text for _, text in warnings(done)]
@@ -204,6 +221,24 @@ def test_a_discriminator_that_learns_too_fast_is_named_and_acting_brings_the_dis
     assert signs_of(done)[-1] == ()
     assert sorted(distances(done)[1:], reverse=True) == distances(done)[1:], "falling since it was set back"
     assert distances(done)[-1] < 0.9 * distances(ill)[-1]
+
+
+def test_a_run_is_set_back_to_before_its_illness_came_on(digits, tmp_path):
+    often = LONG | {"checkpoints.every": 20 * BATCH, "checkpoints.num_to_keep": 1000, "health.mode": "act"}
+    run(tiny(digits, tmp_path, often | {"objective.lambda": 10, "stop.images": 200 * BATCH}))
+    done = run(tiny(digits, tmp_path, often | STRONG_D | {"health.hold": 20 * BATCH, "stop.images": 500 * BATCH}))
+    images, text = next(found for found in warnings(done) if found[1].startswith("discriminator_blindness"))
+    found = re.search(r"Done: set back to the weights of images-(\d+);", text)
+    assert found is not None, text
+    sight = {
+        event.step: float(str(event.body["health/discriminator_blindness"]))
+        for event in done.events
+        if "health/discriminator_blindness" in event.body
+    }
+    assert sight[int(found[1])] > RULES.discriminator_blindness
+    assert all(
+        sight[at] < RULES.discriminator_blindness for at in range(int(found[1]) + 20 * BATCH, images, 20 * BATCH)
+    )
 
 
 def test_a_nan_ends_a_run_and_is_named_with_its_step(digits, tmp_path):
@@ -217,6 +252,7 @@ SHORT = {
     "log_every": 10 * BATCH,
     "checkpoints.every": 20 * BATCH,
     "stop.images": 60 * BATCH,
+    "health.patience": 20 * BATCH,
     "health.active_units": 0,  # so young an encoder has not learned to tell images apart
 }
 
