@@ -4,12 +4,12 @@ What a step draws at random is a pure function of (seed, position) too. It is dr
 takes its share, so that the number of ranks does not matter. B a rank's share, Z latent.
 """
 
-import hashlib
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from pipeline.chance import generator
 from pipeline.data.batches import Feed, Ids, Images, Order, shards_of
 from pipeline.data.manifest import Manifest
 from pipeline.ranks import Ranks
@@ -43,7 +43,7 @@ class Drawn(NamedTuple):
 
 
 class Chance:
-    """Draws on the CPU, so that a seed means the same on every device."""
+    """What a step draws, by where it stands in the stream."""
 
     def __init__(
         self, seed: int, batch: int, latent: int, share: slice, *, flip: bool = False, slopes: Shape | None = None
@@ -59,19 +59,16 @@ class Chance:
 
     def at(self, position: int) -> Drawn:
         """Of the step that starts here."""
-        generator = self._generator("noise", position)
-        posterior_BZ, prior_BZ = torch.randn(2, self._batch, self._latent, generator=generator)[:, self._share]
+        noise = generator(self._seed, "noise", position)
+        posterior_BZ, prior_BZ = torch.randn(2, self._batch, self._latent, generator=noise)[:, self._share]
         directions = None
         if self._slopes is not None:
-            directions = torch.randn(self._batch, *self._slopes, generator=generator)[self._share]
+            directions = torch.randn(self._batch, *self._slopes, generator=noise)[self._share]
         flips_B = None
         if self._flip:
-            flips_B = torch.rand(self._batch, generator=self._generator("flip", position))[self._share] < 0.5
+            flips = generator(self._seed, "flip", position)
+            flips_B = torch.rand(self._batch, generator=flips)[self._share] < 0.5
         return Drawn(Noise(posterior_BZ, prior_BZ, directions), flips_B)
-
-    def _generator(self, purpose: str, position: int) -> torch.Generator:
-        mixed = hashlib.sha256(f"{purpose}/{self._seed}/{position}".encode()).digest()[:8]
-        return torch.Generator().manual_seed(int.from_bytes(mixed, "big", signed=True))
 
 
 class Loaded(NamedTuple):

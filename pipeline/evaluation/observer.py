@@ -4,7 +4,6 @@ Models and extractors see the same batches whoever computes them: batch k of a l
 depends on the seed and the batch alone. N held-out images, M samples, F features, Z latent, B batch.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from math import prod
 from typing import NamedTuple, Protocol
@@ -12,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.chance import generator
 from pipeline.evaluation import similarity
 from pipeline.evaluation.extractors import Extractor
 from pipeline.evaluation.held_out import HeldOut
@@ -118,7 +118,7 @@ class Observer:
             seen.put("importance_nats", start, importance_nats(model, _unit(pixels), noise_KBZ))
         if "bits_per_dim" in seen.rows:
             for start, pixels in self._batches(images[:DEQUANTISED]):
-                spread = torch.rand(pixels.shape, generator=self._generator("pixels", start)).to(pixels.device)
+                spread = torch.rand(pixels.shape, generator=generator(self._seed, "pixels", start)).to(pixels.device)
                 dequantised = (pixels + spread) / 256
                 elbo = infer(model, dequantised, self._noise(start, len(pixels), latent)).elbo
                 seen.put("bits_per_dim", start, bits_per_dim(elbo.nelbo_B, prod(pixels.shape[1:])))
@@ -139,11 +139,7 @@ class Observer:
             yield start, rows[start : start + size].to(self._ranks.device)
 
     def _noise(self, start: int, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self._generator("noise", start)).to(self._ranks.device)
-
-    def _generator(self, purpose: str, start: int) -> torch.Generator:
-        mixed = hashlib.sha256(f"{purpose}/{self._seed}/{start}".encode()).digest()[:8]
-        return torch.Generator().manual_seed(int.from_bytes(mixed, "big", signed=True))
+        return torch.randn(shape, generator=generator(self._seed, "noise", start)).to(self._ranks.device)
 
 
 def _unit(pixels: Tensor) -> Tensor:
