@@ -6,19 +6,16 @@
 Every contestant has the networks and the batch of the preset, sees equally many images, and is measured by the
 product's own evaluation, against the test split. Samples are drawn from the prior, and once more from
 a mixture of 10 Gaussians fitted to the codes of training images (Ghosh et al. 2020), which any autoencoder can have.
-`ours` is the preset; VAE and GAN are the same without the others' turns; `plain VAE-GAN` and `larsen` are the presets
-`plain-conv` and `larsen` on these networks. pythae has its own trainer and defaults, and beside these Larsen's rate and
-layer. Ours has three seeds, the others one.
+`ours` is the preset; VAE, beta-VAE and GAN are the same without the others' turns; `plain VAE-GAN` and `larsen` are the
+presets `plain-conv` and `larsen` on these networks. pythae has its own trainer and defaults, and beside these Larsen's
+rate and layer. Ours has three seeds, the others one.
 
 What a contestant came to is kept in FOLDER with a grid of its images, and not computed again.
 """
 
-import argparse
 import json
-import multiprocessing
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -29,18 +26,15 @@ from safetensors.torch import load_file, save_file
 from pipeline.data import manifest as manifests
 from pipeline.data.batches import first_images
 from pipeline.evaluation import pictures
-from pipeline.evaluation.extractors import open_extractor
-from pipeline.evaluation.figures import Evaluator
-from pipeline.evaluation.held_out import read
+from pipeline.evaluation.figures import open_evaluator
 from pipeline.evaluation.observer import Codes
-from pipeline.settings import Settings, merge, parse, read_tree
+from pipeline.settings import Settings, Tree, merge, read_tree
 from tests.bench.common import machine, spread, table
 from tests.bench.mixture import mixture
 from tests.bench.peers import pythae_epoch
-from tests.bench.trainee import EVERY, fresh_model, trained
+from tests.bench.trainee import EVERY, arguments, fresh_model, pool, settings_of, trained
 from vaegan import Autoencoder
 
-EXTRACTORS = ("classifier", "pca64")
 DISTANCE, OF_MIXTURE = "eval/fd_classifier/samples", "mixture"
 COLUMNS = {
     "prior: fd_classifier": DISTANCE,
@@ -51,7 +45,6 @@ COLUMNS = {
     "reconstructions: fd_classifier": "eval/fd_classifier/reconstructions",
     "psnr, dB": "eval/psnr/reconstructions",
 }
-FORMS = {"precision": ".2f", "recall": ".2f", "psnr, dB": ".2f"}
 
 Figures = Mapping[str, float]
 
@@ -82,13 +75,14 @@ class Contestant:
     seeds: tuple[int, ...] = (0,)
 
 
-PLAIN = {"objective": {"schedule": "plain", "judge_reconstructions": False, "lambda": 1.0}}
-"""Turns for D and generator apart from the autoencoder's."""
+APART: Tree = {"schedule": "plain", "judge_reconstructions": False, "lambda": 1.0}
+"""D's and the generator's turns apart from the autoencoder's."""
 
 CONTESTANTS = (
     Contestant(name="ours", seeds=(0, 1, 2)),
-    Contestant(name="VAE", moves=("autoencoder",), changes=PLAIN),
-    Contestant(name="GAN", moves=("discriminator", "generator"), changes=PLAIN),
+    Contestant(name="VAE", moves=("autoencoder",), changes={"objective": APART}),
+    Contestant(name="beta-VAE, beta 4", moves=("autoencoder",), changes={"objective": APART | {"beta": 4.0}}),
+    Contestant(name="GAN", moves=("discriminator", "generator"), changes={"objective": APART}),
     Contestant(name="plain VAE-GAN", recipe="plain-conv"),
     Contestant(name="larsen", recipe="larsen"),
     Contestant(name="pythae", pythae=Pythae(1e-4, -1, 0.4)),
@@ -97,23 +91,23 @@ CONTESTANTS = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    given = _arguments(argv)
+    given = arguments(__doc__, images=240_000, out="runs/quality").parse_args(argv)
     print(machine(), flush=True)
     given.out.mkdir(parents=True, exist_ok=True)
     jobs = [(one, seed) for one in CONTESTANTS for seed in one.seeds if given.only in one.name]
-    jobs.sort(key=lambda job: job[0].pythae is None)  # the slowest first
-    context = multiprocessing.get_context("spawn")
     found: dict[str, list[Figures]] = {one.name: [] for one, _ in jobs}
-    with ProcessPoolExecutor(given.jobs, context, torch.set_num_threads, (1,)) as pool:
-        running = [pool.submit(result, one, settings_of(given, one, seed), given.out) for one, seed in jobs]
+    jobs.sort(key=lambda job: job[0].pythae is None)  # the slowest first
+    with pool(given.jobs) as workers:
+        running = [
+            workers.submit(result, one, settings_of(recipe_of(one, given.preset), given, seed), given.out)
+            for one, seed in jobs
+        ]
         for done in as_completed(running):
             one, figures = done.result()
-            print(f"{one}: {DISTANCE} {figures[DISTANCE]:.1f}", flush=True)
+            print(f"{one}: {DISTANCE} {figures[DISTANCE]:.2f}", flush=True)
             found[one].append(figures)
-    rows = [["real images, as many of the training split", *_floor(next(iter(found.values()))[0])]]
-    rows += [[name, *_cells(results)] for name, results in found.items()]
     title = f"{given.data}, {given.images:,} images seen, networks of {given.preset}: median (range) over seeds"
-    table(title, ["", *COLUMNS], rows)
+    table(title, ["", *COLUMNS], rows_of(found))
 
 
 def result(one: Contestant, settings: Settings, out: Path) -> tuple[str, Figures]:
@@ -121,7 +115,7 @@ def result(one: Contestant, settings: Settings, out: Path) -> tuple[str, Figures
     figures = out / f"{one.name.replace(' ', '-')}-{settings.seed}.json"
     weights = figures.with_suffix(".safetensors")
     if not weights.exists():
-        autoencoder = _by_pythae(one.pythae, settings) if one.pythae else trained(settings, one.moves).average
+        autoencoder = _by_pythae(one.pythae, settings) if one.pythae else trained(settings, one.moves)
         save_file(autoencoder.state_dict(), weights)
     if not figures.exists():
         autoencoder = fresh_model(settings).autoencoder.eval()
@@ -134,32 +128,20 @@ def result(one: Contestant, settings: Settings, out: Path) -> tuple[str, Figures
 
 def measured(autoencoder: Autoencoder, settings: Settings, *, encodes: bool = True) -> Figures:
     """Figures of samples from the prior and of reconstructions, that of the mixture, and floors as `floor <name>`."""
-    data, manifest = settings.data.path, manifests.load(settings.data.path)
-    held_out = read(data, manifest, settings.evaluation)
-    extractors = [open_extractor(name, data, manifest) for name in settings.evaluation.extractors]
-    evaluator = Evaluator(held_out, extractors, settings.evaluation.samples)
-    prior = evaluator.prior(settings.networks.latent)
-    found = evaluator.evaluate(autoencoder, prior)
+    evaluator = open_evaluator(settings.data.path, manifests.load(settings.data.path), settings.evaluation)
+    found = evaluator.evaluate(autoencoder, evaluator.prior(settings.networks.latent))
     figures = {name: value for name, value in found.figures.items() if encodes or name.endswith("/samples")}
     floors = {f"floor {name}": how["floor"] for name, how in found.protocols.items() if how.get("floor") is not None}
     if encodes:
-        codes_MZ = mixture(autoencoder, held_out.training, settings.evaluation.samples, seed=0)
+        codes_MZ = mixture(autoencoder, evaluator.held_out.training, settings.evaluation.samples, seed=0)
         figures[OF_MIXTURE] = evaluator.evaluate(autoencoder, Codes(OF_MIXTURE, codes_MZ)).figures[DISTANCE]
     return figures | {name: float(str(floor)) for name, floor in floors.items()}
 
 
-def settings_of(given: argparse.Namespace, one: Contestant, seed: int) -> Settings:
-    """The preset on a data set, with the objective and the optimisers of a contestant's recipe."""
-    ours, other = read_tree(given.preset), merge(read_tree(one.recipe or given.preset), one.changes)
-    theirs = {part: other.get(part, {}) for part in ("objective", "optimizers")}
-    run = {
-        "name": "bench",
-        "seed": seed,
-        "data": {"path": given.data},
-        "stop": {"images": given.images},
-        "evaluation": {"extractors": list(EXTRACTORS)},
-    }
-    return parse(merge(ours | theirs, run))
+def recipe_of(one: Contestant, preset: str) -> Tree:
+    """The preset, with the objective and the optimisers of a contestant's recipe."""
+    theirs = merge(read_tree(one.recipe or preset), one.changes)
+    return read_tree(preset) | {part: theirs.get(part, {}) for part in ("objective", "optimizers")}
 
 
 def _by_pythae(how: Pythae, settings: Settings) -> Autoencoder:
@@ -180,33 +162,23 @@ def _shown(autoencoder: Autoencoder, settings: Settings) -> torch.Tensor:
     return torch.cat([pictures.samples(autoencoder, 96, 0), pictures.reconstructions(autoencoder, originals, 16)])
 
 
+def rows_of(found: Mapping[str, Sequence[Figures]]) -> list[list[str]]:
+    """The real floor, then every contestant's figures over its seeds."""
+    rows = [["real images, as many of the training split", *_floor(next(iter(found.values()))[0])]]
+    return rows + [[name, *_cells(results)] for name, results in found.items()]
+
+
 def _cells(results: Sequence[Figures]) -> list[str]:
-    columns = [
-        (FORMS.get(title, ".1f"), [found[name] for found in results if name in found])
-        for title, name in COLUMNS.items()
-    ]
-    cells = [_cell(values, form) for form, values in columns]
-    return cells
+    return [_cell([found[name] for found in results if name in found]) for name in COLUMNS.values()]
 
 
-def _cell(values: Sequence[float], form: str) -> str:
-    return "" if not values else spread(values, form) if len(values) > 1 else f"{values[0]:{form}}"
+def _cell(values: Sequence[float]) -> str:
+    return "" if not values else spread(values, ".2f") if len(values) > 1 else f"{values[0]:.2f}"
 
 
 def _floor(figures: Figures) -> list[str]:
     floors = [figures.get(f"floor {name}") for name in COLUMNS.values()]
-    return [*("" if floor is None else f"{floor:.2f}" for floor in floors), ""]
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="a prepared data set with a classifier (`vaegan features train`)")
-    parser.add_argument("--preset", default="fashion-mnist", help="of ours (default: fashion-mnist)")
-    parser.add_argument("--images", type=int, default=240_000, help="seen by each contestant (default: 240,000)")
-    parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="what is kept (default: runs/quality)")
-    parser.add_argument("--only", default="", help="contestants whose names hold this")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trained at a time, a thread each")
-    return parser.parse_args(argv)
+    return ["" if floor is None else f"{floor:.2f}" for floor in floors]
 
 
 if __name__ == "__main__":

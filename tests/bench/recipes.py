@@ -8,10 +8,7 @@ what did. `recipes.md` tells what came of it. B batch, K kinds of generated imag
 
 import argparse
 import json
-import multiprocessing
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
-from pipeline.settings import Settings, merge, parse, read_tree
+from pipeline.settings import merge, read_tree
 from tests.bench.common import machine, spread, table
-from tests.bench.quality import EXTRACTORS, measured
-from tests.bench.trainee import trained
+from tests.bench.quality import measured
+from tests.bench.trainee import arguments, pool, settings_of, trained
 from vaegan import VAEGAN
 from vaegan.model import Critic, Passed
 from vaegan.objective import STEP, squared_slopes
@@ -267,7 +264,7 @@ VARIANTS = (
     Variant(name="LeCam", source="Tseng et al. 2021", discriminator=LeCam()),
     Variant(name="lambda warms up", source="Esser et al. 2021", settings={"lambda_warmup": 12_000}),
     Variant(name="adaptive lambda", source="Esser et al. 2021", settings={"lambda": 1.0}, autoencoder=adaptive),
-    Variant(name="lambda / 5", source="", settings={"lambda": 20.0}),
+    Variant(name="lambda / 5", source="", settings={"lambda": 100.0}),
     Variant(name="reconstructions not judged", source="", settings={"judge_reconstructions": False}),
     Variant(name="features of D too", source="Larsen et al. 2016", autoencoder=features_too),
     Variant(name="free bits", source="Kingma et al. 2016", autoencoder=free_bits),
@@ -276,14 +273,15 @@ VARIANTS = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    given = _arguments(argv)
+    parser = arguments(__doc__, images=48_000, out="runs/recipes")
+    parser.add_argument("--seeds", type=int, default=3, help="of each (default: 3)")
+    given = parser.parse_args(argv)
     print(machine(), flush=True)
     given.out.mkdir(parents=True, exist_ok=True)
     jobs = [(v.name, seed) for seed in range(given.seeds) for v in VARIANTS if given.only in v.name]
-    context = multiprocessing.get_context("spawn")
     found: dict[str, list[Mapping[str, float]]] = {name: [] for name, _ in jobs}
-    with ProcessPoolExecutor(given.jobs, context, torch.set_num_threads, (1,)) as pool:
-        for (name, seed), figures in zip(jobs, pool.map(partial(result, given), jobs), strict=True):
+    with pool(given.jobs) as workers:
+        for (name, seed), figures in zip(jobs, workers.map(partial(result, given), jobs), strict=True):
             print(f"{name}, seed {seed}: " + ", ".join(f"{title} {figures[of]:.2f}" for title, of in COLUMNS.items()))
             found[name].append(figures)
     sources = {variant.name: variant.source for variant in VARIANTS}
@@ -300,35 +298,12 @@ def result(given: argparse.Namespace, job: tuple[str, int]) -> Mapping[str, floa
     kept: Path = given.out / f"{name.replace(' ', '-').replace('/', 'over')}-{seed}.json"
     if not kept.exists():
         (variant,) = (one for one in VARIANTS if one.name == name)
-        settings = _settings(given, variant, seed)
-        average = trained(settings, change=variant.turns, prepared=variant.prepared).average
-        kept.write_text(json.dumps(measured(average, settings), indent=2) + "\n")
+        recipe = merge(read_tree(given.preset), {"objective": dict(variant.settings)})
+        settings = settings_of(recipe, given, seed)
+        autoencoder = trained(settings, change=variant.turns, prepared=variant.prepared)
+        kept.write_text(json.dumps(measured(autoencoder, settings), indent=2) + "\n")
     figures: Mapping[str, float] = json.loads(kept.read_text())
     return figures
-
-
-def _settings(given: argparse.Namespace, variant: Variant, seed: int) -> Settings:
-    run = {
-        "name": "bench",
-        "seed": seed,
-        "data": {"path": given.data},
-        "stop": {"images": given.images},
-        "evaluation": {"extractors": list(EXTRACTORS)},
-        "objective": dict(variant.settings),
-    }
-    return parse(merge(read_tree(given.preset), run))
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="a prepared data set with a classifier (`vaegan features train`)")
-    parser.add_argument("--preset", default="fashion-mnist", help="what is varied (default: fashion-mnist)")
-    parser.add_argument("--images", type=int, default=48_000, help="seen by each (default: 48,000)")
-    parser.add_argument("--seeds", type=int, default=3, help="of each (default: 3)")
-    parser.add_argument("--out", type=Path, default=Path("runs/recipes"), help="what is kept (default: runs/recipes)")
-    parser.add_argument("--only", default="", help="variants whose names hold this")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trained at a time, a thread each")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

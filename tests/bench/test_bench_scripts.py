@@ -7,8 +7,11 @@ from math import isfinite
 import pytest
 import torch
 
-from tests.bench import data_path, evaluation, growth, two_workers
-from tests.bench.common import alternating, spread
+from pipeline.settings import merge, parse, read_tree
+from tests.bench import data_path, evaluation, growth, quality, recipes, two_workers
+from tests.bench.common import alternating, spread, table
+from tests.bench.sets import blots
+from tests.bench.trainee import trained
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +70,40 @@ def test_an_exponent_is_1_where_time_is_linear_and_0_where_it_is_flat():
     assert growth.exponent(seconds, {x: [3.0] for x in (1, 10, 100)}) == pytest.approx(0)
     assert growth.exponent(rates, {x: [50.0] for x in (1, 10, 100)}) == pytest.approx(1)
     assert growth.exponent(rates, {x: [50.0 * x] for x in (1, 10, 100)}) == pytest.approx(0)
+
+
+def test_quality_shows_what_lacks_a_figure_as_a_gap(capsys):
+    figures = dict.fromkeys(quality.COLUMNS.values(), 2.0) | {f"floor {quality.DISTANCE}": 0.5}
+    found = {"ours": [figures, figures], "GAN": [{quality.DISTANCE: 3.0}]}
+    table("Quality", ["", *quality.COLUMNS], quality.rows_of(found))
+    floor, ours, gan = numbers(capsys.readouterr().out, "Quality")
+    assert floor == [0.5]
+    assert ours == [2.0] * 3 * len(quality.COLUMNS)
+    assert gan == [3.0]
+
+
+@pytest.mark.parametrize("one", quality.CONTESTANTS, ids=lambda one: one.name)
+def test_every_contestant_has_a_recipe(one, tmp_path):
+    recipe = parse(merge(quality.recipe_of(one, "fashion-mnist"), {"name": "a", "data": {"path": "b"}}))
+    assert recipe.networks == parse(merge(read_tree("fashion-mnist"), {"name": "a"})).networks
+
+
+@pytest.fixture(scope="module")
+def eight_blots(tmp_path_factory) -> str:
+    return blots(tmp_path_factory.mktemp("blots"), 8, 1, 32, held_out=2)
+
+
+@pytest.mark.parametrize("variant", recipes.VARIANTS, ids=lambda variant: variant.name)
+def test_every_variant_trains(variant, eight_blots):
+    small = {
+        "networks": {"width": 8, "latent": 4},
+        "data": {"path": eight_blots, "batch": 4},
+        "stop": {"images": 128},
+        "objective": dict(variant.settings),
+    }
+    settings = parse(merge(read_tree("fashion-mnist"), small))
+    autoencoder = trained(settings, change=variant.turns, prepared=variant.prepared)
+    assert all(weights.isfinite().all() for weights in autoencoder.state_dict().values())
 
 
 def test_a_ring_costs_nothing_alone_and_twice_the_bytes_at_last():
