@@ -4,7 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from math import floor, inf
 
 import ray
@@ -17,6 +17,7 @@ from pipeline.errors import Mistake
 from pipeline.settings import Settings, Workers
 
 COLLECTIVE_TIMEOUT_S = 600
+API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 
 @contextmanager
@@ -44,13 +45,32 @@ def cluster() -> Iterator[bool]:
                     f"RAY_ADDRESS is {named!r}: no Ray cluster answers there; start it, or unset it"
                 ) from None
             own = True
-    if own:  # one host, which nobody takes away with notice
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        ray.init(address="local", **quiet)
-    try:
+    with ExitStack() as after:
+        if own:  # one host, which nobody takes away with notice
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+            port = after.enter_context(_dashboard())
+            ray.init(address="local", dashboard_port=port, **quiet)
+        after.callback(ray.shutdown)
         yield own
+
+
+@contextmanager
+def _dashboard() -> Iterator[int]:
+    """A port for our cluster's dashboard, known to all processes that are started meanwhile.
+
+    Where another command has a cluster on this host, Ray Train does not know whose to ask whether a trial is over, and
+    the trial's CPUs are never freed.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    before = os.environ.get(API_SERVER)
+    os.environ[API_SERVER] = f"http://127.0.0.1:{port}"
+    try:
+        yield port
     finally:
-        ray.shutdown()
+        os.environ.pop(API_SERVER)
+        if before is not None:
+            os.environ[API_SERVER] = before
 
 
 def started_here() -> str | None:

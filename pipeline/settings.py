@@ -366,9 +366,6 @@ def load(source: str, overrides: Sequence[str] = ()) -> Settings:
 def read_tree(source: str, overrides: Sequence[str] = ()) -> Tree:
     """The tree of a preset or a file: what it names under `preset` is filled in below it, `name` is its stem."""
     tree = {"name": Path(source).stem} | _read(source)
-    base = tree.pop("preset", None)
-    if base is not None:
-        tree = merge(_read_preset(str(base)), tree)
     for override in overrides:
         dotted, equals, value = override.partition("=")
         if not equals:
@@ -464,7 +461,7 @@ def _read(source: str) -> Tree:
         raise Mistake(f"{source}: not text in UTF-8") from None
     except OSError as error:
         raise Mistake(f"{source}: {error.strerror or error}; presets are {', '.join(presets())}") from None
-    return _section(_yaml(text, source), source)
+    return _built(_section(_yaml(text, source), source))
 
 
 def _read_preset(name: str) -> Tree:
@@ -472,7 +469,13 @@ def _read_preset(name: str) -> Tree:
         nearest = difflib.get_close_matches(name, presets(), n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
         raise Mistake(f"{name!r} is neither a YAML file nor a preset{hint} presets are {', '.join(presets())}")
-    return _section(_yaml((files("pipeline") / "presets" / f"{name}.yaml").read_text(), name), name)
+    return _built(_section(_yaml((files("pipeline") / "presets" / f"{name}.yaml").read_text(), name), name))
+
+
+def _built(tree: Tree) -> Tree:
+    """On the preset that it names, which may be built on another."""
+    base = tree.pop("preset", None)
+    return tree if base is None else merge(_read_preset(str(base)), tree)
 
 
 def _section(value: object, place: str) -> Tree:
