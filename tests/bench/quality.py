@@ -82,7 +82,11 @@ CONTESTANTS = (
     Contestant(name="ours", seeds=(0, 1, 2)),
     Contestant(name="VAE", moves=("autoencoder",), changes={"objective": APART}),
     Contestant(name="beta-VAE, beta 4", moves=("autoencoder",), changes={"objective": APART | {"beta": 4.0}}),
-    Contestant(name="GAN", moves=("discriminator", "generator"), changes={"objective": APART}),
+    Contestant(
+        name="GAN",
+        moves=("discriminator", "generator"),
+        changes={"objective": APART, "optimizers": {"generator": {"lr": 2e-3}}},  # of our decoder
+    ),
     Contestant(name="plain VAE-GAN", recipe="plain-conv"),
     Contestant(name="larsen", recipe="larsen"),
     Contestant(name="pythae", pythae=Pythae(1e-4, -1, 0.4)),

@@ -132,6 +132,13 @@ def test_an_unknown_preset_named_in_a_file_is_answered_alike(tmp_path):
     assert "did you mean 'larsen'?" in complaint(preset=str(tmp_path / "a.yaml"))
 
 
+def test_a_preset_may_be_built_on_another_and_a_file_on_both(tmp_path):
+    (tmp_path / "a.yaml").write_text("preset: rgb-32\nobjective: {lambda: 7}\n")
+    parsed = load(str(tmp_path / "a.yaml"))
+    assert (parsed.name, parsed.objective.lambda_, parsed.networks.latent) == ("a", 7, 32)
+    assert parsed.objective.adversarial == load("default").objective.adversarial == "relativistic"
+
+
 def test_a_missing_file_is_named_with_the_presets_there_are(tmp_path):
     path = tmp_path / "none.yaml"
     assert complaint(preset=str(path)) == f"{path}: No such file or directory; presets are {', '.join(presets())}"
