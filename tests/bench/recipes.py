@@ -23,11 +23,12 @@ from tests.bench.quality import measured
 from tests.bench.trainee import arguments, pool, settings_of, trained
 from vaegan import VAEGAN
 from vaegan.model import Critic, Passed
-from vaegan.objective import STEP, squared_slopes
+from vaegan.objective import STEP, kl, squared_slopes
 from vaegan.step import Batch, Made, Noise, Players, Terms, Turn
 
 Make = Callable[[], Made]
 TermsOf = Callable[[Players, Batch, Noise, Make], Terms]
+Change = Callable[[TermsOf], TermsOf]
 COLUMNS = {
     "fd_classifier": "eval/fd_classifier/samples",
     "of reconstructions": "eval/fd_classifier/reconstructions",
@@ -44,9 +45,9 @@ class Variant:
     source: str
     settings: Mapping[str, object] = field(default_factory=dict)
     """Of the objective, changed."""
-    discriminator: Callable[[TermsOf], TermsOf] = lambda terms: terms
-    autoencoder: Callable[[TermsOf], TermsOf] = lambda terms: terms
-    """What becomes of the terms of a turn."""
+    discriminator: Change = lambda terms: terms
+    autoencoder: Change = lambda terms: terms
+    """What becomes of the terms of a turn; a class, where it remembers earlier steps: each run has its own."""
     prepared: Callable[[VAEGAN], None] = lambda model: None
     """What becomes of the model before its first image."""
 
@@ -104,43 +105,39 @@ def real_slopes_alone(terms: TermsOf) -> TermsOf:
 class Lazily:
     """Exact slopes by a second backward, every sixteenth step, sixteen times as heavy (Karras et al. 2020)."""
 
+    terms: TermsOf
     every: int = 16
     steps: int = 0
 
-    def __call__(self, terms: TermsOf) -> TermsOf:
-        def changed(players: Players, batch: Batch, noise: Noise, made: Make) -> Terms:
-            found = terms(players, batch, noise._replace(directions=None), made)
-            self.steps += 1
-            if self.steps % self.every:
-                return found | {"penalty": torch.zeros(len(batch.images))}
-            seen = torch.cat([batch.images, made().shown.detach()]).requires_grad_()
-            (slopes,) = torch.autograd.grad(_logits(players, seen).sum(), seen, create_graph=True)
-            squares_B = slopes.square().flatten(1).sum(1).unflatten(0, (-1, len(batch.images))).sum(0)
-            return found | {"penalty": self.every * squares_B}
-
-        return changed
+    def __call__(self, players: Players, batch: Batch, noise: Noise, made: Make) -> Terms:
+        found = self.terms(players, batch, noise._replace(directions=None), made)
+        self.steps += 1
+        if self.steps % self.every:
+            return found | {"penalty": torch.zeros(len(batch.images))}
+        seen = torch.cat([batch.images, made().shown.detach()]).requires_grad_()
+        (slopes,) = torch.autograd.grad(_logits(players, seen).sum(), seen, create_graph=True)
+        squares_B = slopes.square().flatten(1).sum(1).unflatten(0, (-1, len(batch.images))).sum(0)
+        return found | {"penalty": self.every * squares_B}
 
 
 @dataclass
 class LeCam:
     """Scores are pulled to the running mean of the other side's (Tseng et al. 2021, arXiv 2104.03310, eq. 3)."""
 
+    terms: TermsOf
     weight: float = 0.1
     real: float = 0.0
     fake: float = 0.0
 
-    def __call__(self, terms: TermsOf) -> TermsOf:
-        def changed(players: Players, batch: Batch, noise: Noise, made: Make) -> Terms:
-            found = terms(players, batch, noise, made)
-            seen = torch.cat([batch.images, made().shown.detach()])
-            real_B, *fakes = players["discriminator"].learner(seen).logits_B.split(len(batch.images))
-            fake_B = torch.stack(fakes).mean(0)
-            self.real = 0.99 * self.real + 0.01 * float(real_B.detach().mean())
-            self.fake = 0.99 * self.fake + 0.01 * float(fake_B.detach().mean())
-            pulled = relu(real_B - self.fake).square() + relu(self.real - fake_B).square()
-            return found | {"lecam": self.weight * pulled}
-
-        return changed
+    def __call__(self, players: Players, batch: Batch, noise: Noise, made: Make) -> Terms:
+        found = self.terms(players, batch, noise, made)
+        seen = torch.cat([batch.images, made().shown.detach()])
+        real_B, *fakes = players["discriminator"].learner(seen).logits_B.split(len(batch.images))
+        fake_B = torch.stack(fakes).mean(0)
+        self.real = 0.99 * self.real + 0.01 * float(real_B.detach().mean())
+        self.fake = 0.99 * self.fake + 0.01 * float(fake_B.detach().mean())
+        pulled = relu(real_B - self.fake).square() + relu(self.real - fake_B).square()
+        return found | {"lecam": self.weight * pulled}
 
 
 def augmented(terms: TermsOf) -> TermsOf:
@@ -177,8 +174,8 @@ def free_bits(terms: TermsOf) -> TermsOf:
     def changed(players: Players, batch: Batch, noise: Noise, made: Make) -> Terms:
         passed = made()
         assert isinstance(passed, Passed)
-        kl_BZ = 0.5 * (passed.mean_BZ.square() + passed.log_var_BZ.exp() - 1 - passed.log_var_BZ)
-        freed = kl_BZ.mean(0).clamp(min=0.25).sum().expand(len(batch.images))
+        units = kl(passed.mean_BZ.reshape(-1, 1), passed.log_var_BZ.reshape(-1, 1)).view_as(passed.mean_BZ)
+        freed = units.mean(0).clamp(min=0.25).sum().expand(len(batch.images))
         return terms(players, batch, noise, made) | {"kl": freed}
 
     return changed
@@ -188,16 +185,14 @@ def free_bits(terms: TermsOf) -> TermsOf:
 class Cyclical:
     """beta rises from 0 over the first half of every 12,000 images (Fu et al. 2019, arXiv 1903.10145)."""
 
+    terms: TermsOf
     every: int = 12_000
     seen: int = 0
 
-    def __call__(self, terms: TermsOf) -> TermsOf:
-        def changed(players: Players, batch: Batch, noise: Noise, made: Make) -> Terms:
-            found = terms(players, batch, noise, made)
-            self.seen += len(batch.images)
-            return found | {"kl": min(1.0, 2 * (self.seen % self.every) / self.every) * found["kl"]}
-
-        return changed
+    def __call__(self, players: Players, batch: Batch, noise: Noise, made: Make) -> Terms:
+        found = self.terms(players, batch, noise, made)
+        self.seen += len(batch.images)
+        return found | {"kl": min(1.0, 2 * (self.seen % self.every) / self.every) * found["kl"]}
 
 
 def adaptive(terms: TermsOf) -> TermsOf:
@@ -244,7 +239,7 @@ VARIANTS = (
     Variant(name="no penalty", source="Jolicoeur-Martineau 2018", settings={"penalty": 0.0}),
     Variant(name="penalty x 4", source="Mescheder et al. 2018", settings={"penalty": 1.0}),
     Variant(name="R1 alone", source="Mescheder et al. 2018", discriminator=real_slopes_alone),
-    Variant(name="exact slopes, lazily", source="Karras et al. 2020", discriminator=Lazily()),
+    Variant(name="exact slopes, lazily", source="Karras et al. 2020", discriminator=Lazily),
     Variant(name="one direction a batch", source="", discriminator=one_direction),
     Variant(name="non-saturating", source="Goodfellow et al. 2014", settings={"adversarial": "non-saturating"}),
     Variant(
@@ -261,14 +256,14 @@ VARIANTS = (
     ),
     Variant(name="spectral norm", source="Miyato et al. 2018", prepared=spectral),
     Variant(name="DiffAugment", source="Zhao et al. 2020", discriminator=augmented, autoencoder=augmented),
-    Variant(name="LeCam", source="Tseng et al. 2021", discriminator=LeCam()),
+    Variant(name="LeCam", source="Tseng et al. 2021", discriminator=LeCam),
     Variant(name="lambda warms up", source="Esser et al. 2021", settings={"lambda_warmup": 12_000}),
     Variant(name="adaptive lambda", source="Esser et al. 2021", settings={"lambda": 1.0}, autoencoder=adaptive),
     Variant(name="lambda / 5", source="", settings={"lambda": 100.0}),
     Variant(name="reconstructions not judged", source="", settings={"judge_reconstructions": False}),
     Variant(name="features of D too", source="Larsen et al. 2016", autoencoder=features_too),
     Variant(name="free bits", source="Kingma et al. 2016", autoencoder=free_bits),
-    Variant(name="cyclical beta", source="Fu et al. 2019", autoencoder=Cyclical()),
+    Variant(name="cyclical beta", source="Fu et al. 2019", autoencoder=Cyclical),
 )
 
 
