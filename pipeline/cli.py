@@ -197,7 +197,7 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "train one run; the same command again resumes it",
         """\
 vaegan train digits
-vaegan train larsen --set data.path=data/photos --set name=photos --set workers.count=4 --set workers.gpus=1
+vaegan train rgb-64 --set data.path=data/photos --set name=photos --set workers.count=4 --set workers.gpus=1
 vaegan train my_run.yaml --set objective.beta=2 --dry-run""",
     )
     command.add_argument("settings", metavar="PRESET_OR_YAML", help="a preset's name, or a YAML file")
