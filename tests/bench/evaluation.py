@@ -22,7 +22,7 @@ from pipeline.settings import load
 from pipeline.training import checkpoints
 from tests.bench.common import arguments, machine, ratios, spread, table
 from tests.bench.sets import blots
-from tests.bench.startup import vaegan
+from tests.bench.startup import as_arguments, vaegan
 from tests.cluster.processes import finish
 
 EVERY, CHECKPOINTS, POINT, BATCH = 20_000, 4, 2_500, 128
@@ -76,10 +76,6 @@ def settings(home: Path, data: str, name: str, cpus: float, every: int) -> dict[
         "checkpoints.num_to_keep": CHECKPOINTS,
         "tracking.offline": "true",
     }
-
-
-def as_arguments(sets: dict[str, object]) -> list[str]:
-    return [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
 
 
 def rate(run: Path) -> float:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,8 +61,7 @@ def _start(home: Path, name: str, environment: dict[str, str]) -> Seconds:
         "stop.images": 2 * BATCH,
     }
     began = time.time()
-    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    finish(vaegan(environment, "train", "digits", *sets))
+    finish(vaegan(environment, "train", "digits", *as_arguments(settings)))
     first = next(event for event, _ in read_journal(home / name, 0) if event.kind == "metrics")
     seconds = {cause: float(str(first.body.get(f"startup/{cause}", "nan"))) for cause in CAUSES}
     return seconds | {"whole": first.time_ms / 1000 - began}
@@ -104,6 +103,11 @@ def _running_cluster() -> Iterator[dict[str, str]]:
             yield token | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
         finally:
             kill(head)
+
+
+def as_arguments(settings: Mapping[str, object]) -> list[str]:
+    """Of the command, for settings by their dotted paths."""
+    return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
 
 
 def vaegan(environment: dict[str, str], *arguments: str) -> "subprocess.Popen[str]":

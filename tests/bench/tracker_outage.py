@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.rundir import read_journal
 from pipeline.tracking import run_id
+from tests.bench.startup import as_arguments
 from tests.cluster.processes import finish, free_port, kill, mlflow_server, wait_for
 
 IMAGES, POINT = 60_000, 1_000
@@ -45,9 +46,7 @@ def _rate(home: Path, data: Path, name: str, *, dies: bool) -> float:
         "log_every": POINT,
         "checkpoints.every": IMAGES // 4,
     }
-    training = _vaegan(
-        "train", "digits", *(part for key, value in settings.items() for part in ("--set", f"{key}={value}"))
-    )
+    training = _vaegan("train", "digits", *as_arguments(settings))
     wait_for(lambda: run_id(run) is not None and _seen(run) >= IMAGES // 3)
     if dies:
         kill(server)

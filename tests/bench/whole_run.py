@@ -20,7 +20,7 @@ import torch
 from pipeline.rundir import Event, read_journal
 from tests.bench.common import arguments, fresh, machine, rate, ratios, spread, table
 from tests.bench.sets import blots
-from tests.bench.startup import vaegan
+from tests.bench.startup import as_arguments, vaegan
 from tests.bench.step import ours
 from tests.cluster.processes import finish
 from vaegan import config
@@ -87,8 +87,7 @@ def whole(home: Path, data: str, name: str, stop: int, every: int, point: int) -
         "checkpoints.every": every,
         "log_every": point,
     }
-    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    finish(vaegan({}, "train", "plain-conv", *sets), seconds=1200)
+    finish(vaegan({}, "train", "plain-conv", *as_arguments(settings)), seconds=1200)
     points = [event for event, _ in read_journal(home / name, 0) if "speed/images_per_s" in event.body]
     after = points[1:]  # the first holds the first steps, which are slower
     shares = {key.removeprefix("speed/") for key in points[-1].body if key.startswith("speed/share")}
