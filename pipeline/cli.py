@@ -294,7 +294,7 @@ vaegan report digits --against just-a-vae --against models:/digits@champion --ou
         default=[],
         metavar="REF",
         help="a run, a search or a registered model to compare with; may be given again. "
-        "The champion of `register` is compared with anyway",
+        "The champion of the run's setting `register` is compared with anyway",
     )
     command.add_argument("--out", type=Path, help="HTML to write (default: report.html in the run's folder)")
     _add_home(command)

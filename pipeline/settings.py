@@ -30,6 +30,8 @@ QUALITIES = ("fd", "kd", "precision", "recall", "density", "coverage")
 SETS = (*QUALITIES, "diversity")
 """Figures that compare two sets of images by an extractor's features."""
 SIMILARITIES = ("psnr", "ssim", "ms_ssim", "lpips")
+RECONSTRUCTION = "eval/psnr/reconstructions"
+"""The figure of reconstructions that is asked for and shown beside `checkpoints.metric`."""
 NATS = ("nelbo", "reconstruction_nats", "importance_nats", "bits_per_dim")
 FACTORS = ("mig", "dci_disentanglement", "dci_completeness", "dci_informativeness", "sap", "factor_vae")
 LOWER = frozenset({"fd", "kd", "fid", "kid", "lpips", "kl", "aggregate_gap", *NATS})

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict
 
 from pipeline.errors import Mistake
+from pipeline.lineage import redacted
 from pipeline.rundir import Event, Record, read_journal, read_record, run_directories, write_atomically
 from pipeline.settings import Settings, flatten
 
@@ -147,10 +148,12 @@ class MlflowTracker:
             name=Path(data["path"]).name,
             digest=data["digest"][:36],  # MLflow's limit
             source_type="vaegan",
-            source=json.dumps({"path": data["path"], "prepared_from": data["source"], "sha256": data["digest"]}),
+            source=redacted(
+                json.dumps({"path": data["path"], "prepared_from": data["source"], "sha256": data["digest"]})
+            ),
         )
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-        params = [Param(path, str(value)) for path, value in flatten(record["settings"]).items()]
+        params = [Param(path, redacted(str(value))) for path, value in flatten(record["settings"]).items()]
         self._client.log_batch(run_id, params=params)  # last: where they are, all is
 
 

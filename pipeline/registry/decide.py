@@ -8,9 +8,8 @@ from math import hypot, isnan, nan
 from typing import NamedTuple
 
 from pipeline.evaluation.protocol import Evaluation, Value, how, told
-from pipeline.settings import Decision, better
+from pipeline.settings import RECONSTRUCTION, Decision, better
 
-RECONSTRUCTION = "eval/psnr/reconstructions"
 NOBODY = Evaluation(figures={}, protocols={})
 
 

@@ -18,7 +18,7 @@ from pipeline.references import Found, find, is_model
 from pipeline.registry import package
 from pipeline.registry.card import card
 from pipeline.registry.decide import Verdict, decide
-from pipeline.registry.versions import CHECKPOINT, evaluation_of
+from pipeline.registry.versions import CHECKPOINT, EVALUATED, evaluation_of
 from pipeline.settings import is_model_name
 from pipeline.table import print_table
 from pipeline.tracking import connect, local_store, push, run_id
@@ -26,7 +26,6 @@ from pipeline.training import checkpoints
 from pipeline.training.checkpoints import Description
 
 CHALLENGER, CHAMPION = "challenger", "champion"
-EVALUATION = "vaegan.evaluation_sha256"
 MOST = 5_000
 """Characters of a description that MLflow keeps; the package has all of them."""
 
@@ -51,7 +50,7 @@ class Candidate(NamedTuple):
             | lineage
             | {
                 CHECKPOINT: checkpoints.digest(checkpoint.path),
-                EVALUATION: hashlib.sha256(package.text(self.evaluation).encode()).hexdigest(),
+                EVALUATED: hashlib.sha256(package.text(self.evaluation).encode()).hexdigest(),
                 "vaegan.data_sha256": record["data"]["digest"],
                 "vaegan.health": ", ".join(self.evaluation.health) or "no sign",
                 "vaegan.run": str(self.found.directory),
@@ -102,7 +101,7 @@ def _client(found: Found) -> MlflowClient:
 def _version_of(client: MlflowClient, candidate: Candidate) -> ModelVersion | None:
     tags = candidate.tags
     for one in client.search_model_versions(f"name = '{candidate.name}'"):
-        if all(one.tags.get(key) == tags[key] for key in (CHECKPOINT, EVALUATION)):
+        if all(one.tags.get(key) == tags[key] for key in (CHECKPOINT, EVALUATED)):
             print(f"{candidate.name} version {one.version}: this checkpoint, registered before")
             return one
     return None

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
@@ -18,6 +19,8 @@ from pipeline.tracking import require_store
 
 CHECKPOINT = "vaegan.checkpoint_sha256"
 """Tag of the checkpoint that a version was made of."""
+EVALUATED = "vaegan.evaluation_sha256"
+"""Tag of the evaluation that it was decided by."""
 
 
 class Version(NamedTuple):
@@ -45,9 +48,10 @@ def version_of(ref: str, uri: str) -> Version:
 def evaluation_of(registered: ModelVersion, uri: str) -> Evaluation:
     """What a version at a tracker was decided by; nothing, where it was registered by other means."""
     place = f"models:/{registered.name}/{registered.version}/artifacts/{EVALUATION}"
+    mlflow.set_tracking_uri(uri)  # the only registry that a download of models:/ asks, whatever it is told
     try:
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(download_artifacts(place, dst_path=folder, tracking_uri=uri))
+            file = Path(download_artifacts(place, dst_path=folder))
             return Evaluation.from_json(json.loads(file.read_text()))
     except (MlflowException, OSError, ValueError, KeyError):
         return NOBODY

@@ -1,11 +1,11 @@
 """The page: a run from how it ended down to its settings. Nothing in it points anywhere: it opens without a network."""
 
-import re
 from collections.abc import Sequence
 from importlib.resources import files
 from statistics import median
 
 from pipeline.evaluation.words import word
+from pipeline.lineage import redacted
 from pipeline.report.charts import short
 from pipeline.report.curves import curves_section
 from pipeline.report.figures import Side, floor_of, table, titled
@@ -13,12 +13,10 @@ from pipeline.report.gallery import gallery
 from pipeline.report.markup import Html, date, section, tag, together
 from pipeline.report.origin import lineage_section, notes_section, settings_section
 from pipeline.report.story import Story
+from pipeline.settings import RECONSTRUCTION
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """A browser that is told so asks for nothing, whatever might slip in."""
-
-PASSWORD = re.compile(r"//[^/@\s]+@")
-"""In the address of a tracker, say: reports are passed on."""
 
 
 def page(story: Story, sides: Sequence[Side], search: Html, remarks: Sequence[str]) -> Html:
@@ -47,7 +45,7 @@ def page(story: Story, sides: Sequence[Side], search: Html, remarks: Sequence[st
         notes_section(story),
     )
     whole = together(Html("<!doctype html>\n"), tag("html", head, tag("body", main), lang="en"))
-    return Html(PASSWORD.sub("//***@", whole))
+    return Html(redacted(whole))  # a report is passed on
 
 
 def _header(story: Story, sides: Sequence[Side]) -> Html:
@@ -79,7 +77,7 @@ def _tiles(story: Story, sides: Sequence[Side]) -> Html:
     if not sides:
         return Html()
     evaluation, metric = sides[0].evaluation, story.settings.checkpoints.metric
-    wanted = (metric, "eval/psnr/reconstructions", "eval/active_units/latents", "eval/nelbo/images")
+    wanted = (metric, RECONSTRUCTION, "eval/active_units/latents", "eval/nelbo/images")
     tiles = []
     for name in dict.fromkeys(wanted):
         if name in evaluation.figures:

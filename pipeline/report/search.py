@@ -7,9 +7,9 @@ from pipeline.references import Found
 from pipeline.report.charts import scatter
 from pipeline.report.figures import titled
 from pipeline.report.markup import Html, section, tabled, tag
-from pipeline.report.origin import shown
 from pipeline.rundir import ended
 from pipeline.settings import flatten
+from pipeline.table import cell
 
 
 def search_section(trials: Sequence[Found]) -> Html:
@@ -21,7 +21,7 @@ def search_section(trials: Sequence[Found]) -> Html:
     rows = [
         [
             trial.directory.name,
-            *(_short(values.get(path)) for path in paths),
+            *(cell(values.get(path)) for path in paths),
             f"{trial.checkpoint.images_seen:,}",
             f"{figure:.4g}",
             (ended(trial.directory) or "cut off").lower(),
@@ -43,7 +43,3 @@ def search_section(trials: Sequence[Found]) -> Html:
         tabled(["trial", *paths, "images seen", metric, "ended"], rows),
         tag("div", *charts, class_="charts"),
     )
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else shown(value)

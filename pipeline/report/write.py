@@ -37,7 +37,8 @@ def _story(ref: str, home: Path) -> tuple[Story, list[Found]]:
     directory, record = locate(ref, home)
     if record["kind"] == "run":
         return read(directory, record), []
-    trials = [trial for trial in ranked(sorted(directory.glob("trial-*"))) if trial.checkpoint.figures]
+    found = ranked(sorted(directory.glob("trial-*")))
+    trials = [trial for trial in found if trial.settings.checkpoints.metric in trial.checkpoint.figures]
     if not trials:
         raise Mistake(f"{ref}: no trial of this search has been evaluated yet")
     return read(trials[0].directory, trials[0].record), trials

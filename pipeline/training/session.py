@@ -82,7 +82,7 @@ def _sink(directory: Path, tracker: Tracker) -> Iterator[None]:
 
 def summarise(settings: Settings, outcome: Outcome) -> None:
     """How a run ended, its best and its newest checkpoint, and where to look."""
-    names = list(outcome.best.figures)
+    names = [name for name in outcome.best.figures if name in outcome.newest.figures]
     rows = [
         [label, f"{checkpoint.images_seen:,}", *(f"{checkpoint.figures[name]:.4g}" for name in names)]
         for label, checkpoint in (("best", outcome.best), ("newest", outcome.newest))

@@ -19,8 +19,8 @@ from pipeline.rundir import (
     open_record,
     require_same_identity,
 )
-from pipeline.settings import Settings, Tree, dump, flatten, merge, parse, read_tree
-from pipeline.table import print_table
+from pipeline.settings import RECONSTRUCTION, Settings, Tree, dump, flatten, merge, parse, read_tree
+from pipeline.table import cell, print_table
 from pipeline.tracking import store_uri
 from pipeline.training import launch
 from pipeline.training.session import tracked, ui_command
@@ -117,19 +117,15 @@ def _record(space: Space, settings: Settings, manifest: manifests.Manifest) -> R
 def _summarise(space: Space, settings: Settings, directory: Path) -> None:
     """The trials, best first, and where to look."""
     metric = settings.checkpoints.metric
-    figures = list(dict.fromkeys([metric, "eval/psnr/reconstructions"]))
+    figures = list(dict.fromkeys([metric, RECONSTRUCTION]))
     rows = []
     for trial, record, _, best in ranked(sorted(directory.glob("trial-*"))):
         chosen = flatten(record["settings"])
-        values = [_short(chosen[path]) for path in space.leaves]
-        measured = [f"{best.figures[name]:.4g}" for name in figures]
+        values = [cell(chosen[path]) for path in space.leaves]
+        measured = [f"{best.figures[name]:.4g}" if name in best.figures else "" for name in figures]
         rows.append([trial.name, *values, f"{best.images_seen:,}", *measured, (ended(trial) or "cut off").lower()])
     print(f"\n{settings.name}: best first, by {metric}")
     titles = [name.removeprefix("eval/") for name in figures]
     print_table(["trial", *space.leaves, "images seen", *titles, "ended"], rows)
     print(f"register the best: vaegan register {settings.name} --name NAME")
     print(f"look at it:        {ui_command(settings)}")
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,10 @@
 """Aliases of a real registry move only to what `decide` promotes, and a version keeps what was decided on."""
 
+import json
+import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.evaluation.protocol import Evaluation
+from pipeline.lineage import lineage
 from pipeline.registry.register import register
 from pipeline.registry.versions import version_of
 from pipeline.report.write import report
@@ -23,12 +28,12 @@ class Registry:
     def __init__(self, home: Path, digits: str, uri: str) -> None:
         self.home = home
         self._digits = digits
-        self._uri = uri
+        self.uri = uri
         self._client = MlflowClient(uri)
 
     def made(self, name: str, found: Evaluation) -> Path:
         """A run with one checkpoint, evaluated so."""
-        record(tiny(self._digits, self.home, {"name": name}), uri=self._uri)
+        record(tiny(self._digits, self.home, {"name": name}), uri=self.uri)
         played = game(seed=len(list(self.home.glob("*/run.json"))))
         path = checkpoints.write(self.home / name, played.state.snapshot(), played.description)
         checkpoints.write_evaluation(path, found)
@@ -60,7 +65,7 @@ class Registry:
         return dict(self._client.get_model_version("model", str(version)).tags)
 
     def evaluation(self, version: int) -> Evaluation:
-        return version_of(f"models:/model/{version}", self._uri).evaluation
+        return version_of(f"models:/model/{version}", self.uri).evaluation
 
 
 @pytest.fixture
@@ -126,3 +131,32 @@ def test_a_report_stands_a_run_beside_the_champion(registry, tmp_path):
     assert "<td>6.5 <small>" in page.read_text() and "<td><b>5</b> <small>" in page.read_text()
     report("first", registry.home, page, ["models:/model/1"])
     assert "models:/model/1, version 1, is this run&#x27;s best checkpoint." in page.read_text()
+
+
+def test_a_process_that_registered_nothing_sees_the_champions_figures_and_makes_no_database(registry, tmp_path):
+    registry.offered("first", evaluation(5.125, noise=0.1))
+    registry.made("second", evaluation(6.5, noise=0.1))
+    empty, page = tmp_path / "empty", tmp_path / "report.html"
+    empty.mkdir()
+    command = ["report", "second", "--against", "models:/model@champion", "--home", str(registry.home)]
+    apart = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")}
+    subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *command, "--out", str(page)], cwd=empty, env=apart, check=True
+    )
+    assert "5.125" in page.read_text()
+    assert list(empty.iterdir()) == []
+
+
+def test_passwords_in_addresses_are_registered_nowhere(registry, monkeypatch):
+    address = "postgresql://me:p@ss-word@host/runs"
+    monkeypatch.setattr(sys, "argv", ["vaegan", "train", "digits", "--set", f"tracking.uri={address}"])
+    registry.made("run", evaluation(5.0, noise=0.1))
+    file = registry.home / "run" / "run.json"
+    found = json.loads(file.read_text())
+    found["tags"], found["settings"]["tracking"]["uri"] = lineage("job"), address
+    file.write_text(json.dumps(found))
+    register("run", "model", registry.home)
+    version = MlflowClient(registry.uri).get_model_version("model", "1")
+    tracked = MlflowClient(registry.uri).get_run(str(version.run_id)).data
+    for told in (version.description, version.tags, tracked.tags, tracked.params):
+        assert "ss-word" not in str(told) and "postgresql://***@host/runs" in str(told)

@@ -188,7 +188,9 @@ def test_where_there_is_no_registry_the_report_says_so_and_makes_none(digits, ho
 
 
 def test_passwords_in_addresses_are_not_passed_on(digits, tmp_path):
-    small.record(small.tiny(digits, tmp_path, {"tracking.uri": "https://me:secret@host/"}), "https://me:secret@host/")
+    small.record(
+        small.tiny(digits, tmp_path, {"tracking.uri": "https://me:p@secret@host/"}), "https://me:p@secret@host/"
+    )
     text = written(tmp_path, tmp_path, "tiny")
     assert "secret" not in text and "https://***@host/" in text
 
