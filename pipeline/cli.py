@@ -82,7 +82,7 @@ def evaluate(parsed: argparse.Namespace) -> None:
     """Print the figures of a model."""
     from pipeline.evaluation.offline import evaluate_to
 
-    evaluate_to(parsed.ref, parsed.data, parsed.home, parsed.workers, parsed.extractor, parsed.out)
+    evaluate_to(parsed.ref, parsed.data, parsed.home, parsed.workers, parsed.extractor, parsed.samples, parsed.out)
 
 
 def tune_run(parsed: argparse.Namespace) -> None:
@@ -242,6 +242,7 @@ vaegan evaluate runs/photos/images-000200000 --data data/photos --extractor pca6
         default=[],
         help="pca64, classifier or inception; may be given again (default: the run's own)",
     )
+    command.add_argument("--samples", type=int, help="images to draw (default: as many as the run's own)")
     command.add_argument("--out", type=Path, help="JSON to write: figures, as in a checkpoint's evaluation.json")
     _add_home(command)
 

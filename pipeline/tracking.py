@@ -170,7 +170,12 @@ def prepare_mlflow() -> None:
 
 def store_uri(settings: Settings) -> str:
     """The tracker that settings name: their own, the environment's, or sqlite under the home."""
-    return settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or local_store(Path(settings.home))
+    return settings.tracking.uri or registry_of(Path(settings.home))
+
+
+def registry_of(home: Path) -> str:
+    """Where registered models are looked for: the environment's tracker, or the database under a home."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or local_store(home)
 
 
 def local_store(home: Path) -> str:

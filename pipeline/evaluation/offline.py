@@ -17,6 +17,7 @@ from pipeline.rundir import RUN, read_record, write_atomically
 from pipeline.settings import Evaluation as Settings
 from pipeline.settings import parse
 from pipeline.table import print_table
+from pipeline.tracking import registry_of
 from pipeline.training import checkpoints
 from vaegan import Autoencoder
 from vaegan.networks.ports import Shape
@@ -32,16 +33,22 @@ class Candidate(NamedTuple):
     """The digest of the checkpoint; a registered model has none."""
     settings: Settings
     """Of the evaluations of its training."""
-    health: tuple[str, ...] = ()
+    health: tuple[str, ...]
     """Signs of trouble that its training showed."""
 
 
 def evaluate_to(
-    ref: str, data: str, home: Path, workers: int = 1, extractors: Sequence[str] = (), out: Path | None = None
+    ref: str,
+    data: str,
+    home: Path,
+    workers: int = 1,
+    extractors: Sequence[str] = (),
+    samples: int | None = None,
+    out: Path | None = None,
 ) -> None:
     """Print the figures of a model on a data set, and write them with their protocols. Raises Mistake.
 
-    ref: a REF, or the folder of a checkpoint. extractors: other ones than the run's own.
+    ref: a REF, or the folder of a checkpoint. extractors, samples: others than the run's own.
     """
     if workers < 1:
         raise Mistake(f"--workers is {workers}; expected a number of processes >= 1")
@@ -49,9 +56,7 @@ def evaluate_to(
     candidate, manifest = _candidate(ref, home), manifests.load(data)
     if manifest.shape != candidate.shape:
         raise Mistake(f"--data {data!r} has images of {manifest.shape}; the model's are {candidate.shape}")
-    settings = candidate.settings
-    if extractors:
-        settings = replace(settings, extractors=tuple(extractors))  # type: ignore[arg-type]
+    settings = _changed(candidate.settings, extractors, samples)
     evaluator = open_evaluator(data, manifest, settings)
     if workers == 1:
         codes = evaluator.prior(candidate.model.decoder.latent_size)
@@ -71,8 +76,11 @@ def evaluate_to(
 def _candidate(ref: str, home: Path) -> Candidate:
     if is_model(ref):
         from pipeline.registry.load import load
+        from pipeline.registry.versions import version_of
 
-        return Candidate(*load(ref, home), None, Settings())
+        model, shape = load(ref, home)
+        version = version_of(ref, registry_of(home))
+        return Candidate(model, shape, None, version.settings, version.evaluation.health)
     path, settings = Path(ref), Settings()
     if (home / ref / RUN).exists() or not path.is_dir():
         found = find(ref, home)
@@ -80,9 +88,17 @@ def _candidate(ref: str, home: Path) -> Candidate:
     elif (record := read_record(path.parent)) is not None:
         settings = parse(record["settings"]).evaluation
     model, description = checkpoints.load_average(path)
-    known = checkpoints.evaluation_of(path)
-    health = known.health if known is not None else ()
-    return Candidate(model, description.shape, checkpoints.digest(path), settings, health)
+    return Candidate(model, description.shape, checkpoints.digest(path), settings, checkpoints.health_of(path))
+
+
+def _changed(settings: Settings, extractors: Sequence[str], samples: int | None) -> Settings:
+    """Other extractors and counts than the run's own, where they are asked for. Raises Mistake."""
+    chosen = tuple(dict.fromkeys(extractors)) or settings.extractors
+    drawn = settings.samples if samples is None else samples
+    try:
+        return replace(settings, extractors=chosen, samples=drawn)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise Mistake(f"--{error}") from None
 
 
 def _in_ray(evaluator: Evaluator, model: Autoencoder, data: str, settings: Settings, workers: int) -> Evaluation:

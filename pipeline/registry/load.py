@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from pipeline.errors import Mistake
-from pipeline.tracking import local_store, require_store
+from pipeline.tracking import registry_of, require_store
 from vaegan import Autoencoder
 from vaegan.networks.ports import Shape
 
@@ -15,7 +15,7 @@ def load(ref: str, home: Path) -> tuple[Autoencoder, Shape]:
     Nothing is unpickled.
     """
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or local_store(home)
+    uri = registry_of(home)
     require_store(ref, uri)
     import mlflow
     from mlflow.exceptions import MlflowException

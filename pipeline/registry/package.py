@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tempfile
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,19 +15,23 @@ from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
 import vaegan
 from pipeline.evaluation.protocol import Evaluation
+from pipeline.settings import Evaluation as Settings
 from pipeline.training.checkpoints import Description
 
 WEIGHTS, DESCRIPTION, EVALUATION, CARD = "average.safetensors", "description.json", "evaluation.json", "README.md"
+MEASURING = "evaluation"
+"""Key of the settings of the run's evaluations in the description."""
 REQUIREMENTS = ("mlflow", "numpy", "safetensors", "torch")
 
 
-def log(checkpoint: Path, description: Description, evaluation: Evaluation, card: str) -> ModelInfo:
+def log(checkpoint: Path, description: Description, evaluation: Evaluation, settings: Settings, card: str) -> ModelInfo:
     """Log the averaged model of a checkpoint to the tracker's run that is open.
 
-    This package's pyfunc.py and the vaegan package travel with it.
+    settings: of the run's evaluations. This package's pyfunc.py and the vaegan package travel with it.
     """
     weights = checkpoint / WEIGHTS
     described = description.to_json() | {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    described |= {MEASURING: asdict(settings)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")

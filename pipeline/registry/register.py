@@ -111,7 +111,7 @@ def _log_version(client: MlflowClient, candidate: Candidate) -> ModelVersion:
     name, found, description, evaluation = candidate
     about = card(name, found, evaluation)
     with _reopened(client, found):
-        info = package.log(found.checkpoint.path, description, evaluation, about)
+        info = package.log(found.checkpoint.path, description, evaluation, found.settings.evaluation, about)
     with suppress(MlflowException):  # it exists, as a rule; what else may be wrong shows in the next call
         client.create_registered_model(name)
     try:

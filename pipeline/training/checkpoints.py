@@ -28,7 +28,8 @@ from pipeline.errors import Mistake
 from pipeline.evaluation.protocol import Evaluation
 from pipeline.rundir import write_atomically
 from pipeline.settings import better
-from pipeline.training.state import Snapshot, Tensors, TrainState
+from pipeline.training import health
+from pipeline.training.state import Progress, Snapshot, Tensors, TrainState
 from vaegan import Autoencoder, build, config
 from vaegan.networks.ports import Shape
 
@@ -128,6 +129,15 @@ def evaluation_of(path: Path) -> Evaluation | None:
         return Evaluation.from_json(body) if body["checkpoint"] == digest(path) else None
     except (OSError, ValueError):
         return None
+
+
+def health_of(path: Path) -> tuple[str, ...]:
+    """Signs of trouble that a checkpoint carries: its evaluation says them, and without one its state."""
+    known = evaluation_of(path)
+    if known is not None:
+        return known.health
+    facts = json.loads((path / STATE).read_text())["progress"]
+    return health.carried(Progress(flags=facts["flags"], standing=facts["standing"]))
 
 
 def load_average(path: Path) -> tuple[Autoencoder, Description]:

@@ -9,9 +9,10 @@ import pytest
 from pipeline.cli import main
 from pipeline.data.prepare import prepare
 from pipeline.data.sources import open_source
+from pipeline.evaluation.offline import _candidate
 from pipeline.evaluation.protocol import how
 from pipeline.training import checkpoints
-from tests.pipeline.small import record, run, tiny
+from tests.pipeline.small import evaluation, game, record, run, tiny
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,25 @@ def test_a_run_stands_for_its_best_checkpoint(home, digits, tmp_path):
     assert json.loads((tmp_path / "a.json").read_text())["checkpoint"] == checkpoints.digest(best.path)
 
 
+def test_other_samples_and_extractors_are_measured_with_where_they_are_asked_for(home, digits, tmp_path):
+    asked = ["--samples", "96", "--extractor", "pca64", "--extractor", "pca64"]
+    out = tmp_path / "found.json"
+    assert main(["evaluate", "tiny", "--data", digits, "--home", str(home), *asked, "--out", str(out)]) == 0
+    protocols = json.loads(out.read_text())["protocols"]
+    assert {how["samples"] for how in protocols.values() if "samples" in how} == {96}
+    assert {how["extractor"] for how in protocols.values() if "extractor" in how} == {"pca64"}
+
+
+def test_signs_of_trouble_outlive_an_evaluation_that_cannot_be_read(digits, tmp_path):
+    record(tiny(digits, tmp_path))
+    played = game()
+    played.state.progress.flags, played.state.progress.standing = ["logit_gap"], ["mode_collapse", "logit_gap"]
+    path = checkpoints.write(tmp_path / "tiny", played.state.snapshot(), played.description)
+    assert _candidate("tiny", tmp_path).health == ("logit_gap", "mode_collapse")
+    checkpoints.write_evaluation(path, evaluation(1.0))
+    assert _candidate("tiny", tmp_path).health == ()
+
+
 def test_a_damaged_checkpoint_is_refused(home, digits, tmp_path, capsys):
     shutil.copytree(home / "tiny" / "images-000000256", tmp_path / "copy")
     weights = tmp_path / "copy" / "average.safetensors"
@@ -67,6 +87,7 @@ def test_a_damaged_checkpoint_is_refused(home, digits, tmp_path, capsys):
         (["tiny", "--data", "{digits}", "--extractor", "pca"], "extractor 'pca' is not known; expected one of pca64"),
         (["tiny", "--data", "{digits}", "--extractor", "classifier"], "has no classifier yet: train it with"),
         (["tiny", "--data", "{digits}", "--extractor", "inception"], "no weights at"),
+        (["tiny", "--data", "{digits}", "--samples", "2"], "--samples is 2; expected a number of images >= 3"),
         (["tiny", "--data", "{digits}", "--workers", "0"], "--workers is 0; expected a number of processes >= 1"),
     ],
 )

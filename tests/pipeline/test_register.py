@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from pipeline.evaluation.offline import _candidate
 from pipeline.evaluation.protocol import Evaluation
 from pipeline.lineage import lineage
 from pipeline.registry.register import register
@@ -145,6 +146,13 @@ def test_a_process_that_registered_nothing_sees_the_champions_figures_and_makes_
     )
     assert "5.125" in page.read_text()
     assert list(empty.iterdir()) == []
+
+
+def test_a_registered_model_is_measured_as_its_run_was_and_keeps_its_signs_of_trouble(registry):
+    registry.offered("ill", replace(evaluation(5.0), health=("mode_collapse",)))
+    candidate = _candidate("models:/model/1", registry.home)
+    assert candidate.settings == tiny("data", registry.home).evaluation
+    assert (candidate.settings.samples, candidate.health) == (64, ("mode_collapse",))
 
 
 def test_passwords_in_addresses_are_registered_nowhere(registry, monkeypatch):
