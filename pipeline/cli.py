@@ -18,7 +18,7 @@ from nothing to a registered model:
   vaegan register digits-search --name digits
   vaegan sample models:/digits@champion --count 64 --seed 0 --out grid.png
 
-a REF is a run's or a search's name, runs:/ID, models:/NAME@ALIAS or models:/NAME/VERSION"""
+a REF is a run's or a search's name, runs:/ID, a checkpoint's folder, models:/NAME@ALIAS or models:/NAME/VERSION"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -231,7 +231,9 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         """\
 vaegan evaluate digits --data data/digits
 vaegan evaluate models:/digits@champion --data data/digits --workers 2 --out digits.json
-vaegan evaluate runs/photos/images-000200000 --data data/photos --extractor pca64 --extractor classifier""",
+vaegan evaluate runs/photos/images-000200000 --data data/photos --extractor pca64 --extractor classifier
+vaegan evaluate runs/photos/images-000200000 --data data/photos --samples 20000 \\
+    --out runs/photos/images-000200000/evaluation.json""",
     )
     command.add_argument("ref", metavar="MODEL_OR_RUN", help="a run, a search, a registered model, or a checkpoint")
     command.add_argument("--data", required=True, help="a prepared data set; figures are of its held-out images")
@@ -253,9 +255,11 @@ def _add_register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "register",
         register,
         "make the best checkpoint a version of a registered model",
-        "vaegan register digits-search --name digits",
+        """\
+vaegan register digits-search --name digits
+vaegan register runs/photos/images-000200000 --name photos""",
     )
-    command.add_argument("ref", metavar="REF", help="a run, or a search: its best trial")
+    command.add_argument("ref", metavar="REF", help="a run, a search: its best trial, or a checkpoint")
     command.add_argument("--name", required=True, help="of the registered model")
     _add_home(command)
 
@@ -270,7 +274,7 @@ def _add_sample(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 vaegan sample models:/digits@champion --count 64 --seed 0 --out grid.png
 vaegan sample digits --data data/digits --out everything.png""",
     )
-    command.add_argument("ref", metavar="REF", help="a run, a search, or a registered model")
+    command.add_argument("ref", metavar="REF", help="a run, a search, a checkpoint, or a registered model")
     command.add_argument("--count", type=int, default=64, help="samples (default: 64)")
     command.add_argument("--seed", type=int, default=0, help="of the codes (default: 0)")
     command.add_argument("--out", type=Path, required=True, help="PNG to write")

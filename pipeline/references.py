@@ -1,4 +1,7 @@
-"""REF: one grammar for models and runs: a name of a run or search, runs:/ID, models:/NAME@ALIAS, models:/NAME/N."""
+"""REF: one grammar for models and runs.
+
+A name of a run or search, runs:/ID, the folder of a checkpoint in a run's; models:/NAME@ALIAS, models:/NAME/N.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -6,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import Mistake
-from pipeline.rundir import Record, read_record, run_directories
+from pipeline.rundir import RUN, Record, read_record, run_directories
 from pipeline.settings import Settings, parse
 from pipeline.tracking import run_id
 from pipeline.training import checkpoints
@@ -14,7 +17,7 @@ from pipeline.training.checkpoints import Checkpoint
 
 
 class Found(NamedTuple):
-    """The best checkpoint that a REF leads to."""
+    """The checkpoint that a REF leads to."""
 
     directory: Path
     record: Record
@@ -28,15 +31,28 @@ def is_model(ref: str) -> bool:
 
 
 def find(ref: str, home: Path) -> Found:
-    """The best checkpoint of a run or of a search's best trial. Raises Mistake where there is none."""
-    directory, record = locate(ref, home)
-    candidates = [directory] if record["kind"] == "run" else sorted(directory.glob("trial-*"))
-    found = ranked(candidates)
+    """The best checkpoint of a run or of a search's best trial, or the one named. Raises Mistake for none."""
+    if is_checkpoint(ref):
+        return _named(Path(ref))
+    runs = runs_of(ref, home)
+    found = ranked(runs)
     if not found:
-        for candidate in candidates:
-            checkpoints.verify_all(candidate)
-        raise Mistake(f"{ref} has no checkpoint yet: let {directory} train until checkpoints.every images")
+        for run in runs:
+            checkpoints.verify_all(run)
+        raise Mistake(f"{ref} has no checkpoint yet: let it train until checkpoints.every images")
     return found[0]
+
+
+def is_checkpoint(ref: str) -> bool:
+    """Whether a REF is the folder of a checkpoint in that of its run."""
+    path = Path(ref)
+    return path.name.startswith(checkpoints.PREFIX) and (path.parent / RUN).exists()
+
+
+def runs_of(ref: str, home: Path) -> list[Path]:
+    """The folder of a run, or those of a search's trials. Raises Mistake where there is none."""
+    directory, record = locate(ref, home)
+    return [directory] if record["kind"] == "run" else sorted(directory.glob("trial-*"))
 
 
 def locate(ref: str, home: Path) -> tuple[Path, Record]:
@@ -63,9 +79,22 @@ def ranked(directories: Iterable[Path]) -> list[Found]:
 
 
 def _best(directory: Path) -> Found | None:
+    found = _found(directory)
+    return min(found, key=lambda one: checkpoints.rank(one.checkpoint, one.settings.checkpoints.metric), default=None)
+
+
+def _named(path: Path) -> Found:
+    for one in _found(path.parent):
+        if one.checkpoint.path == path:
+            return one
+    checkpoints.verify(path)
+    raise Mistake(f"{path} is not a checkpoint: it has no readable {checkpoints.STATE}")
+
+
+def _found(directory: Path) -> list[Found]:
+    """All checkpoints of a run, oldest first."""
     record = read_record(directory)
-    kept = checkpoints.listed(directory)
-    if record is None or not kept:
-        return None
+    if record is None:
+        return []
     settings = parse(record["settings"])
-    return Found(directory, record, settings, checkpoints.ranked(kept, settings.checkpoints.metric)[0])
+    return [Found(directory, record, settings, one) for one in checkpoints.listed(directory)]

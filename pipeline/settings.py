@@ -131,6 +131,9 @@ class Decision:
     samples: int = 1_000
     """Fewest images that `checkpoints.metric` is measured on. N images make a Frechet distance of F features too large
     by about F / 4N of their variance, and less so for a model that varies less: N = 10 F keeps that below 3 %."""
+    images: int = 300
+    """Fewest held-out images that it is measured against. They bias a distance as samples do, 300 that of 64 features
+    by 5 %; but candidate and champion alike, who have to be measured against the same ones."""
     noises: float = 3.0
     """How many times its own noise the difference to the champion must exceed. Of equals, 3 promotes one in 300; one in
     20, where the candidate is the luckiest of 20 checkpoints and the champion had no such choice."""
@@ -139,6 +142,7 @@ class Decision:
 
     def __post_init__(self) -> None:
         require(self.samples >= 1, "samples", self.samples, "a number of images >= 1")
+        require(self.images >= 1, "images", self.images, "a number of images >= 1")
         require(self.noises >= 0, "noises", self.noises, "a number >= 0")
         require(self.psnr_loss >= 0, "psnr_loss", self.psnr_loss, "decibels >= 0")
 

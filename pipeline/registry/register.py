@@ -13,8 +13,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import Mistake
-from pipeline.evaluation.protocol import Evaluation
-from pipeline.references import Found, find, is_model
+from pipeline.evaluation.protocol import Evaluation, how
+from pipeline.references import Found, find, is_checkpoint, is_model, runs_of
 from pipeline.registry import package
 from pipeline.registry.card import card
 from pipeline.registry.decide import Verdict, decide
@@ -60,7 +60,7 @@ class Candidate(NamedTuple):
 
 
 def register(ref: str, name: str, home: Path) -> None:
-    """Make the best checkpoint of a run or search a version of model `name`, and tell what became of it.
+    """Make a checkpoint, or the best of a run or search, a version of model `name`, and tell what became of it.
 
     The same checkpoint with the same evaluation is one version however often it is registered. Raises Mistake.
     """
@@ -69,6 +69,7 @@ def register(ref: str, name: str, home: Path) -> None:
     if not is_model_name(name):
         raise Mistake(f"--name is {name!r}; expected a name without slashes, colons and quotes")
     candidate = _candidate(ref, name, home)
+    _require_measured_alike(ref, candidate, home)
     client = _client(candidate.found)
     alias = _decide_aliases(client, candidate, _version_of(client, candidate) or _log_version(client, candidate))
     server, local = candidate.found.record["tracking_uri"], local_store(home)
@@ -85,6 +86,19 @@ def _candidate(ref: str, name: str, home: Path) -> Candidate:
         command = f"vaegan evaluate {path} --data {found.settings.data.path} --out {path}/evaluation.json"
         raise Mistake(f"{path} has no readable evaluation.json; `{command}` makes one")
     return Candidate(name, found, description, evaluation)
+
+
+def _require_measured_alike(ref: str, candidate: Candidate, home: Path) -> None:
+    """Of figures that can't be compared none is the best. Raises Mistake."""
+    metric, path = candidate.found.settings.checkpoints.metric, candidate.found.checkpoint.path
+    runs = [] if is_checkpoint(ref) else runs_of(ref, home)
+    evaluations = [one.evaluation for run in runs for one in checkpoints.listed(run) if one.evaluation is not None]
+    ways = [how(evaluation.protocols.get(metric, {})) for evaluation in evaluations]
+    if any(way != ways[0] for way in ways):
+        raise Mistake(
+            f"{metric} was measured in several ways of the checkpoints of {ref}, so that none is the best; name the "
+            f"folder of one: vaegan register {path.parent}/{checkpoints.PREFIX}... --name {candidate.name}"
+        )
 
 
 def _client(found: Found) -> MlflowClient:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.evaluation.protocol import Evaluation, told
-from pipeline.registry.decide import Gate, Verdict, decide
+from pipeline.registry.decide import ANEW, Gate, Verdict, decide
 from pipeline.settings import Decision
 from tests.pipeline.small import FD, PROTOCOL, PSNR, evaluation
 from vaegan.metrics.jackknife import jackknife
@@ -46,7 +46,8 @@ def test_a_gain_counts_from_three_times_the_noise_of_both_together():
     within, beyond = (decide(evaluation(fd, noise=0.4), champion, FD, RULES) for fd in (8.51, 8.49))
     assert (within.promote, beyond.promote) == (False, True), "0.3 and 0.4 make 0.5"
     assert within.why == (
-        f"{FD} is 8.51 against the champion's 10, better by 1.5: within 3 times the noise of the difference, 0.5"
+        f"{FD} is 8.51 against the champion's 10, better by 1.5, within 3 times the noise of the difference, 0.5: "
+        f"measure both on more samples {ANEW}, or lower decision.noises"
     )
     assert "more than 3 times" in beyond.why
 
@@ -87,6 +88,32 @@ def test_what_needs_no_comparison_is_asked_of_the_first_too(champion):
     assert "999" in decide(few, None, FD, RULES).why and "1,000" in decide(few, None, FD, RULES).why
     assert set(shut(decide(replace(few, health=("nan",)), None, FD, RULES))) == {"samples", "health"}
     assert decide(evaluation(1.0), None, FD, RULES).why == "there is no champion yet"
+
+
+@pytest.mark.parametrize("champion", [None, evaluation(9.0, images=3)])
+def test_a_distance_to_a_handful_of_held_out_images_makes_no_champion(champion):
+    verdict = decide(evaluation(1.0, images=3), champion, FD, RULES)
+    assert set(shut(verdict)) == {"images"}
+    assert "measured against 3 images, decision.images asks for 300" in verdict.why
+    assert decide(evaluation(1.0, images=360), None, FD, RULES).promote, "the digits have no more"
+
+
+@pytest.mark.parametrize(
+    ("candidate", "remedy"),
+    [
+        (evaluation(1.0, samples=999), "draw them with --samples"),
+        (evaluation(1.0, samples=999), "lower decision.samples"),
+        (evaluation(1.0, images=3), "give a run more evaluation.images, or lower decision.images"),
+        (evaluation(9.5), "train longer, or search other settings"),
+        (evaluation(8.9, noise=1.0), "lower decision.noises"),
+        (evaluation(1.0, seed=1), "measure one like the other with `vaegan evaluate`"),
+        (replace(evaluation(1.0), figures={}), "measure the one that lacks it with `vaegan evaluate`"),
+        (replace(evaluation(1.0), health=("nan",)), "register a checkpoint without"),
+        (evaluation(1.0, psnr=1.0), "raise decision.psnr_loss"),
+    ],
+)
+def test_a_gate_that_stays_shut_names_what_opens_it(candidate, remedy):
+    assert remedy in decide(candidate, evaluation(9.0), FD, RULES).why
 
 
 def test_what_is_not_known_promotes_nobody():

@@ -93,6 +93,21 @@ def test_a_run_without_a_checkpoint_is_told_so(home):
         find("search/trial-00002", home)
 
 
+@pytest.mark.parametrize("folder", ["digits/images-000000300", "search/trial-00001/images-000000100"])
+def test_a_checkpoint_can_be_named_by_its_folder(home, folder):
+    found = find(str(home / folder), home / "anywhere")
+    assert found.checkpoint.path == home / folder
+    assert found.directory == (home / folder).parent
+
+
+def test_a_folder_that_holds_no_checkpoint_is_told_so(home):
+    with pytest.raises(Mistake, match="images-000000999 is not a checkpoint"):
+        find(str(home / "digits" / "images-000000999"), home)
+    (home / "digits" / "images-000000200" / "state.json").write_text("{")
+    with pytest.raises(Mistake, match=r"state.json is damaged"):
+        find(str(home / "digits" / "images-000000200"), home)
+
+
 def test_a_checkpoint_that_cannot_be_read_is_passed_over(home):
     (home / "digits" / "images-000000200" / "state.json").write_text("{")
     assert find("digits", home).checkpoint.images_seen == 300

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from pipeline.errors import Mistake
 from pipeline.evaluation.offline import _candidate
 from pipeline.evaluation.protocol import Evaluation
 from pipeline.lineage import lineage
@@ -18,7 +19,7 @@ from pipeline.registry.register import register
 from pipeline.registry.versions import version_of
 from pipeline.report.write import report
 from pipeline.training import checkpoints
-from tests.pipeline.small import evaluation, game, record, tiny
+from tests.pipeline.small import PSNR, evaluation, game, record, tiny
 
 pytestmark = pytest.mark.cluster
 
@@ -121,6 +122,26 @@ def test_a_checkpoint_is_one_version_until_it_is_evaluated_anew(registry, capsys
     assert registry.versions == 2
     assert "model@champion is version 2" in capsys.readouterr().out, "it keeps the throne, not the old figures"
     assert registry.offered("other", evaluation(6.0, seed=1)) == "other"
+
+
+def test_a_champion_that_is_evaluated_in_another_way_stays_champion_whatever_its_siblings_figures(registry, capsys):
+    registry.made("run", evaluation(5.0))
+    best = registry.home / "run" / "images-000000600"
+    played = game()
+    played.state.progress.images_seen = 600
+    checkpoints.write(best.parent, played.state.snapshot(), played.description)
+    checkpoints.write_evaluation(best, evaluation(4.0))
+    register("run", "model", registry.home)
+    crowned = registry.tags(1)["vaegan.checkpoint_sha256"]
+    assert crowned == checkpoints.digest(best)
+    for number, anew in enumerate((evaluation(7.0, samples=2_000), replace(evaluation(1.0), figures={PSNR: 20.0})), 2):
+        checkpoints.write_evaluation(best, anew)
+        if number == 2:
+            with pytest.raises(Mistake, match=f"in several ways .* vaegan register {best.parent}/images-"):
+                register("run", "model", registry.home)
+        register(str(best), "model", registry.home)
+        assert f"model@champion is version {number}: the champion itself" in capsys.readouterr().out
+        assert registry.tags(number)["vaegan.checkpoint_sha256"] == crowned
 
 
 def test_a_report_stands_a_run_beside_the_champion(registry, tmp_path):
