@@ -35,8 +35,8 @@ class Sign(NamedTuple):
     cure: Literal["hold", "set back"] | None = None
     """What `act` does. hold: the discriminator rests, and is under a stricter penalty afterwards; where that did not
     help, the run is set back."""
-    slows: Literal["discriminator", "everyone"] = "everyone"
-    """Whose rate is lower in a run that was set back."""
+    whose: Literal["discriminator", "everyone"] = "everyone"
+    """Who shows it, unless at rest, and whose rate is lower in a run that was set back for it."""
 
 
 SIGNS = {
@@ -60,28 +60,27 @@ SIGNS = {
         "the discriminator is sure of every image, so the generator has no way to do better",
         "lower optimizers.discriminator.lr, or set objective.penalty or objective.gate",
         cure="hold",
-        slows="discriminator",
+        whose="discriminator",
     ),
     "discriminator_blindness": Sign(
         "below",
-        "the discriminator is no better than a coin, so the generator learns nothing from it",
-        "lower optimizers.discriminator.lr",
-        cure="set back",
-        slows="discriminator",
+        "the discriminator is no better than a coin: it has died, or samples are as good as images",
+        "lower optimizers.discriminator.lr, unless samples are good",
+        whose="discriminator",
     ),
     "logit_gap": Sign(
         "above",
         "the discriminator's answers run away, and what the generator learns from them with it",
         "lower optimizers.discriminator.lr, or set objective.penalty or objective.gate",
         cure="hold",
-        slows="discriminator",
+        whose="discriminator",
     ),
     "gradient_vanishing": Sign(
         "below",
         "a player no longer learns: as a rule a discriminator that has died",
         "lower optimizers.discriminator.lr",
         cure="set back",
-        slows="discriminator",
+        whose="discriminator",
     ),
     "gradient_explosion": Sign(
         "above",
@@ -94,6 +93,9 @@ SIGNS = {
 
 CURABLE = frozenset(name for name, sign in SIGNS.items() if sign.cure is not None)
 """Signs that a checkpoint must not carry for a run to be set back to it."""
+
+DISCRIMINATORS = frozenset(name for name, sign in SIGNS.items() if sign.whose == "discriminator")
+"""Signs that say nothing while the discriminator rests."""
 
 
 class Finding(NamedTuple):
@@ -155,13 +157,15 @@ def showing(since: Mapping[str, int], images_seen: int, rules: Health) -> list[s
 
 def look(found: Mapping[str, float], images_seen: int, progress: Progress, rules: Health) -> list[Finding]:
     """Signs that show from this reading on; the run's progress remembers them. images_seen: of the reading."""
-    if images_seen < progress.held_until:
-        found = {sign: value for sign, value in found.items() if SIGNS[sign].cure != "hold"}
+    if 0 < images_seen <= progress.held_until:  # all of this reading's steps, where it is the last of the rest
+        found = {sign: value for sign, value in found.items() if sign not in DISCRIMINATORS}
     since = bad_since(found, images_seen, progress.bad_since, rules)
     shown = showing(since, images_seen, rules)
     onsets = [sign for sign in shown if sign not in progress.standing]
     _forget(progress, found)
     progress.bad_since |= since
+    if images_seen - progress.held_until > rules.patience and not CURABLE & progress.bad_since.keys():
+        progress.held_since = None
     progress.standing += shown
     progress.flags += onsets
     return [Finding(sign, _text(sign, found[sign], rules)) for sign in onsets]
@@ -176,17 +180,29 @@ def treatment(sign: str, progress: Progress, rules: Health) -> Treatment:
     """What is done about a sign that shows."""
     worst: Treatment = "end" if sign == "not_finite" or rules.mode == "stop" else "tell"
     cure = "set back" if sign == "not_finite" else SIGNS[sign].cure
-    if rules.mode != "act" or cure is None:
+    rests = progress.images_seen < progress.held_until  # since this very reading: later ones have no such signs
+    if rules.mode != "act" or cure is None or (rests and sign in DISCRIMINATORS):
         return worst
     if cure == "hold" and not progress.held_until:
         return "hold"
     return "set back" if progress.set_back < SET_BACKS else worst
 
 
+def onset(sign: str, progress: Progress) -> int | None:
+    """Images seen at the first reading of the illness that a sign is of; that which a rest did not help is one still.
+
+    What is bad about the discriminator is one illness: while it dies it is blind, and vanishing gradients come last.
+    """
+    if progress.held_since is not None:
+        return progress.held_since
+    return _earliest(progress, DISCRIMINATORS if sign in DISCRIMINATORS else {sign})
+
+
 def hold(progress: Progress, rules: Health, penalty: float) -> str:
     """Let the discriminator rest, and raise its penalty where there is one. Returns what was done."""
+    progress.held_since = _earliest(progress, DISCRIMINATORS)
     progress.held_until = progress.images_seen + rules.hold
-    _forget(progress, [name for name, sign in SIGNS.items() if sign.cure == "hold"])
+    _forget(progress, DISCRIMINATORS)
     progress.penalty *= STRICTER
     raised = f"; its penalty weighs {STRICTER:g} times what it did" if penalty else ""
     return f"the discriminator rests for {rules.hold:,} images{raised}"
@@ -194,12 +210,12 @@ def hold(progress: Progress, rules: Health, penalty: float) -> str:
 
 def slow(sign: str, progress: Progress, players: Iterable[str]) -> str:
     """Count a run as set back, which lowers rates and ends all that showed. Returns what was done to the rates."""
-    who = "everyone" if sign == "not_finite" else SIGNS[sign].slows
+    who = "everyone" if sign == "not_finite" else SIGNS[sign].whose
     for player in players:
         if who in (player, "everyone"):
             progress.rates[player] = SLOWER * progress.rates.get(player, 1.0)
     progress.set_back += 1
-    progress.held_until, progress.flags = 0, []
+    progress.held_since, progress.held_until, progress.flags = None, 0, []
     _forget(progress, SIGNS)
     return f"{who}'s learning rate is {SLOWER:g} times what it was"
 
@@ -228,6 +244,10 @@ def first_not_finite(names: Sequence[str], means_ST: Tensor) -> tuple[int, str] 
         return None
     step, term = bad_ST.nonzero()[0].tolist()
     return step, names[term]
+
+
+def _earliest(progress: Progress, signs: Collection[str]) -> int | None:
+    return min((start for sign, start in progress.bad_since.items() if sign in signs), default=None)
 
 
 def _forget(progress: Progress, signs: Collection[str]) -> None:

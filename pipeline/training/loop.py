@@ -177,7 +177,7 @@ class Loop:
         """To the last good checkpoint, or else to the start. Returns what was done."""
         good = None
         if self._ranks.first:
-            before = self._state.progress.bad_since.get(sign)
+            before = health.onset(sign, self._state.progress)
             good = checkpoints.newest_without(self._directory, health.CURABLE, before)
         path = self._agreed(good)
         self._stepper.set_back(path)

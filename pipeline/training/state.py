@@ -34,6 +34,8 @@ class Progress:
     """Signs that have shown since the last checkpoint."""
     held_until: int = 0
     """Images seen until which the discriminator rests; 0 where it has not, since the run was set back."""
+    held_since: int | None = None
+    """Images seen at the onset of what it last rested for; None once that has stayed away, or the run was set back."""
     set_back: int = 0
     """How often the run was, to weights of an earlier checkpoint. Images seen count on."""
     rates: dict[str, float] = field(default_factory=dict)

@@ -4,7 +4,7 @@ import math
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -114,12 +114,17 @@ def test_a_checkpoint_carries_what_showed_since_the_last_and_what_still_shows():
         ("discriminator_saturation", "warn", Progress(), "tell"),
         ("discriminator_saturation", "stop", Progress(), "end"),
         ("discriminator_saturation", "act", Progress(), "hold"),
-        ("discriminator_saturation", "act", Progress(held_until=100), "set back"),
+        ("discriminator_saturation", "act", Progress(images_seen=100, held_until=100), "set back"),
+        ("discriminator_saturation", "act", Progress(images_seen=99, held_until=100), "tell"),
+        ("gradient_vanishing", "act", Progress(images_seen=99, held_until=100), "tell"),
+        ("gradient_explosion", "act", Progress(images_seen=99, held_until=100), "set back"),
+        ("discriminator_blindness", "act", Progress(), "tell"),
+        ("discriminator_blindness", "stop", Progress(), "end"),
         ("gradient_vanishing", "act", Progress(), "set back"),
         ("gradient_vanishing", "act", Progress(set_back=3), "tell"),
         ("posterior_collapse", "act", Progress(), "tell"),
         ("not_finite", "warn", Progress(), "end"),
-        ("not_finite", "act", Progress(set_back=2), "set back"),
+        ("not_finite", "act", Progress(set_back=2, held_until=100), "set back"),
         ("not_finite", "act", Progress(set_back=3), "end"),
     ],
 )
@@ -128,15 +133,44 @@ def test_treatments(sign, mode, progress, expected):
 
 
 def test_a_resting_discriminator_has_no_rate_and_is_not_looked_at():
-    progress = Progress(images_seen=100, bad_since={"discriminator_saturation": 3, "posterior_collapse": 60})
+    every = [f"discriminator_{ill}" for ill in ("saturation", "blindness")] + ["logit_gap", "gradient_vanishing"]
+    since = {"posterior_collapse": 60, "discriminator_saturation": 3}
+    progress = Progress(images_seen=100, bad_since=dict.fromkeys(every, 7) | since, standing=every)
     assert health.hold(progress, Health(hold=50), 0.0) == "the discriminator rests for 50 images"
     weights, players = weights_at(config.Objective(beta=2, lambda_=3, penalty=1), 0), ("autoencoder", "discriminator")
     for seen, rate in ((100, 0.0), (149, 0.0), (150, 1.0)):
         progress.images_seen = seen
         rates = {"autoencoder": 1.0, "discriminator": rate}
         assert health.treated(weights, progress, players) == {"kl": 2, "adversarial": 3, "penalty": 1.5} | rates
-    assert health.look({"discriminator_saturation": 0.0, "posterior_collapse": 0.0}, 149, progress, RULES) == []
-    assert progress.bad_since == {"posterior_collapse": 60}
+    assert (progress.bad_since, progress.standing) == ({"posterior_collapse": 60}, [])
+    readings = dict.fromkeys((*every, "posterior_collapse"), 0.0) | {"logit_gap": 99.0}
+    impatient = replace(RULES, patience=0)
+    for seen in (149, 150):  # all the steps that the reading at 150 is of were in the rest
+        found = health.look(readings, seen, progress, impatient)
+        assert [sign for sign, _ in found] == ["posterior_collapse"] * (seen == 149)
+    assert {sign for sign, _ in health.look(readings, 151, progress, impatient)} == set(every)
+
+
+def test_what_is_bad_about_the_discriminator_is_one_illness():
+    progress = Progress(bad_since={"posterior_collapse": 10, "discriminator_blindness": 20, "gradient_vanishing": 30})
+    assert health.onset("gradient_vanishing", progress) == 20
+    assert health.onset("posterior_collapse", progress) == 10
+    assert health.onset("not_finite", progress) is None
+
+
+def test_an_illness_that_a_rest_did_not_help_began_before_the_rest_until_it_has_stayed_away():
+    progress = Progress(images_seen=100, bad_since={"discriminator_saturation": 30, "logit_gap": 20})
+    health.hold(progress, Health(hold=50), 0.0)
+    ill, well = {"discriminator_saturation": 0.0, "gradient_explosion": 1.0}, {"discriminator_saturation": 1.0}
+    for seen, found in ((160, ill), (170, well), (249, well), (250, ill), (260, ill)):
+        health.look(found, seen, progress, RULES)
+        assert health.onset("discriminator_saturation", progress) == 20
+    health.look(well, 270, progress, RULES)
+    assert health.onset("discriminator_saturation", progress) is None
+    health.look(ill, 280, progress, RULES)
+    assert health.onset("discriminator_saturation", progress) == 280
+    health.slow("discriminator_saturation", progress, ())
+    assert health.onset("discriminator_saturation", progress) is None
 
 
 def test_rates_fall_with_every_set_back_and_only_of_who_is_to_blame():
@@ -227,7 +261,7 @@ def test_a_run_is_set_back_to_before_its_illness_came_on(digits, tmp_path):
     often = LONG | {"checkpoints.every": 20 * BATCH, "checkpoints.num_to_keep": 1000, "health.mode": "act"}
     run(tiny(digits, tmp_path, often | {"objective.lambda": 10, "stop.images": 200 * BATCH}))
     done = run(tiny(digits, tmp_path, often | STRONG_D | {"health.hold": 20 * BATCH, "stop.images": 500 * BATCH}))
-    images, text = next(found for found in warnings(done) if found[1].startswith("discriminator_blindness"))
+    images, text = next(found for found in warnings(done) if "Done: set back" in found[1])
     found = re.search(r"Done: set back to the weights of images-(\d+);", text)
     assert found is not None, text
     sight = {
@@ -290,6 +324,25 @@ def test_a_run_that_stays_ill_is_set_back_three_times_and_then_ends(digits, tmp_
 
 SURE = SHORT | {"health.mode": "act", "health.hold": 20 * BATCH, "health.discriminator_saturation": 100}
 """Any discriminator counts as too sure."""
+
+
+@pytest.mark.parametrize("also", [{"health.logit_gap": 0}, {"health.gradient_vanishing": 1e9}])
+def test_two_signs_in_one_reading_are_one_rest(digits, tmp_path, also):
+    done = run(tiny(digits, tmp_path, SURE | also))
+    assert [(images // BATCH, "Done: the discriminator rests" in text) for images, text in warnings(done)] == [
+        (30, True),
+        (30, False),
+    ]
+
+
+def test_a_run_that_a_rest_did_not_help_goes_back_to_before_its_illness_even_if_killed_in_between(digits, tmp_path):
+    often = {"checkpoints.every": 10 * BATCH, "checkpoints.num_to_keep": 1000}
+    run(tiny(digits, tmp_path, SHORT | often | {"stop.images": 20 * BATCH}))
+    for cut in (80, 120):  # 80: after the rest, before the treatment that follows it
+        done = run(tiny(digits, tmp_path, SURE | often | {"stop.images": cut * BATCH}))
+    steps = [(images // BATCH, text.partition("Done: ")[2]) for images, text in warnings(done)]
+    assert steps[0] == (50, "the discriminator rests for 640 images")
+    assert steps[1][0] == 100 and steps[1][1].startswith("set back to the weights of images-000000640;")
 
 
 def judge_of(path: Path) -> dict[str, Tensor]:
