@@ -127,7 +127,7 @@ def evaluation_of(path: Path) -> Evaluation | None:
     try:
         body = json.loads((path / EVALUATION).read_text())
         return Evaluation.from_json(body) if body["checkpoint"] == digest(path) else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -28,8 +28,11 @@ def unwritten(directory: Path, ranks: Ranks, write: Callable[[], None]) -> Endin
     return None
 
 
-def diverged(directory: Path, images_seen: int, what: str) -> Ending:
-    """Something is not finite."""
-    last, _ = checkpoints.newest_whole(directory)
-    where = f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"
-    return Ending("diverged", f"{what} is not finite in the step that ends at {images_seen} images; {where}")
+def diverged(directory: Path, ranks: Ranks, images_seen: int, what: str) -> Ending:
+    """Something is not finite. Rank 0 looks for the last good checkpoint, and tells the others."""
+    why = ""
+    if ranks.first:
+        last, _ = checkpoints.newest_whole(directory)
+        where = f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"
+        why = f"{what} is not finite in the step that ends at {images_seen} images; {where}"
+    return Ending("diverged", ranks.first_tells(why))

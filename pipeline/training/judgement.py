@@ -117,7 +117,7 @@ class Judgement:
             found = self._measure.checkpoint(path)
             failed = unwritten(self._directory, self._ranks, partial(self._keep, path, found))
             figures = self._agreed_figures(path)
-        return failed if figures is None else self._judge(path, figures)
+        return failed if failed is not None or figures is None else self._judge(path, figures)
 
     def _there_is_room(self) -> bool:
         room = self._ranks.any(self._ranks.first and self._aside is not None and self._aside.room())
@@ -177,9 +177,8 @@ class Judgement:
     def _judge(self, path: Path, figures: dict[str, float]) -> Ending | None:
         images_seen, bad = checkpoints.images_of(path), _first_not_finite(figures)
         if bad is not None:
-            if self._ranks.first:
-                checkpoints.set_aside(path)
-            return diverged(self._directory, images_seen, bad)
+            failed = unwritten(self._directory, self._ranks, partial(checkpoints.set_aside, path))
+            return failed or diverged(self._directory, self._ranks, images_seen, bad)
         self._report_once(path, figures)
         self._count(figures[self._settings.checkpoints.metric])
         return self._look(images_seen, self._readings(figures))

@@ -254,7 +254,10 @@ class Loop:
 
     def _diverged(self, images_seen: int, what: str) -> Ending | None:
         failed = self._judgement.settle()
-        return failed or self._see_to([Finding("not_finite", diverged(self._directory, images_seen, what).why)])
+        if failed is not None:
+            return failed
+        ending = diverged(self._directory, self._ranks, images_seen, what)
+        return self._see_to([Finding("not_finite", ending.why)])
 
 
 def _material(settings: Settings, ranks: Ranks) -> Material:

@@ -327,6 +327,13 @@ def test_an_evaluation_belongs_to_one_checkpoint_and_does_not_change_it(tmp_path
     assert checkpoints.evaluation_of(one) is None
 
 
+@pytest.mark.parametrize("text", ["{}", "null", "[]", "", "7"])
+def test_what_is_no_evaluation_counts_as_none(tmp_path, text):
+    path = saved(game(), tmp_path)
+    (path / "evaluation.json").write_text(text)
+    assert checkpoints.evaluation_of(path) is None
+
+
 def test_what_is_pruned_was_never_half_there(tmp_path):
     for seen, figure in ((1, 1.0), (2, 5.0), (3, 4.0)):
         played = game()

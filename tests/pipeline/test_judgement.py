@@ -154,6 +154,38 @@ def test_a_figure_that_is_not_finite_ends_the_run_and_its_checkpoint_does_not_co
     assert done.kept == [128]
 
 
+def test_a_disk_that_refuses_after_an_evaluation_is_written_ends_the_run(digits, tmp_path):
+    first = run(tiny(digits, tmp_path, FOUR | {"stop.images": 256}))
+    for seen in first.kept:  # nothing can be pruned
+        (first.directory / f".images-{seen:09d}.removing" / "in the way").mkdir(parents=True)
+    settings = tiny(digits, tmp_path, FOUR | {"checkpoints.num_to_keep": 1})
+    done = run(settings, Beside(settings, lost))
+    assert done.ending.kind == "failed"
+    assert done.ending.why.startswith(f"could not write to {done.directory}: ")
+    assert [report["images_seen"] for report in done.reports] == [256]
+
+
+class BlindLater(Blind):
+    """After the first."""
+
+    def measure(self, path: Path, given_up: Event) -> Found:
+        later = checkpoints.images_of(path) > 128
+        return super().measure(path, given_up) if later else Beside.measure(self, path, given_up)
+
+
+def diverging(rank: int, settings: Settings, directory: Path) -> str:
+    """Every rank has a folder of its own: none but the first can have looked into the first one's."""
+    own = directory / f"{rank}"
+    own.mkdir()
+    return train(settings, own, Ranks(rank, 2), lambda figures: None, aside=BlindLater(settings)).why
+
+
+def test_only_the_first_rank_looks_for_the_last_good_checkpoint(digits, tmp_path):
+    first, second = on_two_ranks(diverging, tmp_path, tiny(digits, tmp_path, FOUR), tmp_path)
+    assert first == second
+    assert first.endswith(f"; the last good checkpoint is {tmp_path / '0' / 'images-000000128'}")
+
+
 def on_a_rank(rank: int, settings: Settings, directory: Path) -> list[dict[str, float]]:
     reports: list[dict[str, float]] = []
     ending = train(settings, directory, Ranks(rank, 2), reports.append, aside=Beside(settings, lost))
