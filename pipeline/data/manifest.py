@@ -17,7 +17,9 @@ from pyarrow import fs
 from pipeline.errors import Mistake
 
 MANIFEST = "dataset.json"
-IMAGE = "image"
+IMAGE, LABEL = "image", "label"
+WHOLE = ("int", "uint", "bool")
+"""How the types of columns of whole numbers begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,11 @@ class Manifest:
     skipped: int
     """Unreadable images left out with --skip-bad."""
     splits: dict[str, tuple[Shard, ...]]
+
+    @property
+    def whole(self) -> list[str]:
+        """Columns of whole numbers: what can be classified."""
+        return [name for name, kind in self.columns.items() if kind.startswith(WHOLE)]
 
     def rows(self, split: str) -> int:
         """Images of a split."""

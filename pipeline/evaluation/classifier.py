@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from pipeline.data.batches import first_columns, first_images
-from pipeline.data.manifest import Manifest, location
+from pipeline.data.manifest import LABEL, Manifest, location
 from pipeline.errors import Mistake
 
 FEATURES = 128
@@ -32,9 +32,6 @@ SEED = 0
 MOST_BYTES = 2**31
 """Of pixels held in training: of a larger split the first so many are learnt."""
 WEIGHTS, CARD = "classifier.safetensors", "classifier.json"
-LABEL = "label"
-WHOLE = ("int", "uint", "bool")
-"""How the types of columns begin that can be classified."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +46,7 @@ class Card:
     classes: tuple[int, ...]
     """Of each column."""
     accuracy: tuple[float, ...]
-    """On the split it has not seen, of each column."""
+    """Of each column, on test, else val; where there is neither, on the images it was trained on."""
     images_seen: int = IMAGES_SEEN
     seed: int = SEED
 
@@ -182,7 +179,7 @@ def _labelled(data: str, manifest: Manifest, split: str, columns: tuple[str, ...
 
 
 def _require_whole(data: str, manifest: Manifest, columns: tuple[str, ...]) -> None:
-    able = [name for name, kind in manifest.columns.items() if kind.startswith(WHOLE)]
+    able = manifest.whole
     for column in columns:
         if column not in able:
             remedy = f"name another with --column: {', '.join(able)}" if able else "only labelled data have one"

@@ -5,6 +5,7 @@ what the second half is scored with.
 """
 
 from collections.abc import Iterator
+from math import nan
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import mutual_info_score, recall_score
 from sklearn.tree import DecisionTreeClassifier
 
+from pipeline.settings import FACTORS
 from vaegan.metrics.latents import ACTIVE
 
 Codes = npt.NDArray[np.floating]
@@ -26,8 +28,11 @@ GROUP = 64
 def disentanglement(codes_NZ: Codes, factors_NK: Factors, seed: int = 0) -> dict[str, float]:
     """mig, dci_disentanglement, dci_completeness, dci_informativeness, sap, factor_vae: each 1 at best.
 
-    codes_NZ: posterior means, at least two units. factors_NK: at least two factors, and two values or more of each.
+    codes_NZ: posterior means, at least two units; where one is not finite, no score is. factors_NK: at least two
+    factors, and two values or more of each.
     """
+    if not np.isfinite(codes_NZ).all():
+        return dict.fromkeys(FACTORS, nan)
     rng = np.random.default_rng(seed)
     order_N = rng.permutation(len(codes_NZ))
     codes_NZ, factors_NK = codes_NZ[order_N], factors_NK[order_N]
@@ -68,6 +73,8 @@ def _predictability(code_N: Codes, factor_N: Factors) -> float:
     thresholds = DecisionTreeClassifier(max_leaf_nodes=leaves, class_weight="balanced", random_state=0)
     predicted_N = thresholds.fit(code_N1[:half], factor_N[:half]).predict(code_N1[half:])
     scored = np.unique(factor_N[half:])  # the half that trains may have more values
+    if len(scored) == 1:
+        return 0.0
     recall = recall_score(factor_N[half:], predicted_N, labels=scored, average="macro")
     return (recall - 1 / len(scored)) / (1 - 1 / len(scored))
 
@@ -93,7 +100,7 @@ def dci(codes_NZ: Codes, factors_NK: Factors) -> dict[str, float]:
         forest.fit(codes_NZ[:half], factor_N[:half])
         importance_ZK[:, k] = forest.feature_importances_
         accuracy_K[k] = forest.score(codes_NZ[half:], factor_N[half:])
-    weight_Z = importance_ZK.sum(1) / importance_ZK.sum()
+    weight_Z = importance_ZK.sum(1) / importance_ZK.sum().clip(1e-12)
     return {
         "dci_disentanglement": float(weight_Z @ _concentration(importance_ZK)),
         "dci_completeness": float(_concentration(importance_ZK.T).mean()),
@@ -102,10 +109,11 @@ def dci(codes_NZ: Codes, factors_NK: Factors) -> dict[str, float]:
 
 
 def _concentration(importance_AB: Codes) -> Codes:
-    """1 - entropy of each row's shares over that of even ones, (A,): 1 where one column has it all."""
-    shares_AB = importance_AB / importance_AB.sum(1, keepdims=True).clip(1e-12)  # a unit that nobody uses weighs 0
+    """1 - entropy of each row's shares over that of even ones, (A,): 1 where one has all, 0 where none has any."""
+    total_A = importance_AB.sum(1)
+    shares_AB = importance_AB / total_A[:, None].clip(1e-12)
     entropy_A = -(shares_AB * np.log(shares_AB.clip(1e-12))).sum(1)
-    return 1 - entropy_A / np.log(importance_AB.shape[1])
+    return (total_A > 0) * (1 - entropy_A / np.log(importance_AB.shape[1]))
 
 
 def factor_vae_score(codes_NZ: Codes, factors_NK: Factors, rng: np.random.Generator) -> float:

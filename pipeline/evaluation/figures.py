@@ -25,9 +25,6 @@ from pipeline.ranks import Ranks
 from pipeline.settings import FACTORS, SIMILARITIES, set_figure
 from pipeline.settings import Evaluation as Settings
 
-FACTOR_IMAGES = 2_000
-"""Most images that disentanglement is measured on."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
@@ -175,7 +172,7 @@ class Evaluator:
 
     def _of_latents(self) -> Iterator[Group]:
         """What the codes of images are like."""
-        images, factors_NK = len(self.held_out.images), self.held_out.factors_NK
+        images, factors_PK = len(self.held_out.images), self.held_out.factors_PK
         yield Group(
             names=("eval/active_units/latents",),
             applies=partial(_has, "kl"),
@@ -192,9 +189,9 @@ class Evaluator:
         yield Group(
             names=tuple(f"eval/{name}/latents" for name in FACTORS),
             applies=lambda seen: _has("means", seen) and seen["means"].shape[1] > 1,
-            how=self._how(min(images, FACTOR_IMAGES), seed=self._seed),
+            how=self._how(len(factors_PK), seed=self._seed),
             estimates=self._disentanglement,
-            lacking="" if factors_NK.shape[1] else few,
+            lacking="" if factors_PK.shape[1] else few,
         )
 
     def _how(self, images: int, **more: str | int) -> How:
@@ -232,8 +229,9 @@ class Evaluator:
         return (class_coverage(real_NK, extractor.classes(seen[f"samples/{extractor.name}"]), extractor.heads),)
 
     def _disentanglement(self, seen: Seen) -> list[Estimate]:
-        codes_NZ, factors_NK = seen["means"][:FACTOR_IMAGES], self.held_out.factors_NK[:FACTOR_IMAGES]
-        found = disentanglement(codes_NZ.cpu().numpy(), factors_NK.numpy(), self._seed)
+        factors_PK = self.held_out.factors_PK
+        codes_PZ = seen["means"][: len(factors_PK)]
+        found = disentanglement(codes_PZ.cpu().numpy(), factors_PK.numpy(), self._seed)
         return [Estimate(found[name]) for name in FACTORS]
 
 

@@ -1,6 +1,6 @@
 """Disentanglement of synthetic codes with known answers. N images, Z units, K factors."""
 
-from math import log
+from math import isnan, log
 
 import numpy as np
 import pytest
@@ -147,3 +147,25 @@ def test_values_that_only_one_half_has_are_no_trouble():
     rng = np.random.default_rng(0)
     factors_NK = np.stack([np.minimum(rng.geometric(0.05, 400), 300), rng.integers(2, size=400)], 1)
     assert 0 <= separated_predictability(rng.normal(size=(400, 3)), factors_NK) < 0.1
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_that_only_the_training_half_has_are_no_trouble_either():
+    rare_N = (np.arange(400) < 9).astype(int)
+    assert separated_predictability(noise(400, 3), rare_N[:, None]) == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_codes_that_are_all_the_same_score_nothing(factors):
+    scores = disentanglement(np.full((len(factors), 6), 0.3), factors)
+    assert scores.pop("dci_informativeness") < 0.3
+    assert set(scores.values()) == {0}
+
+
+@pytest.mark.parametrize("ill", [np.nan, np.inf])
+def test_codes_that_are_not_finite_have_scores_that_are_not(factors, perfect, ill):
+    codes_NZ = perfect.copy()
+    codes_NZ[7, 2] = ill
+    scores = disentanglement(codes_NZ, factors)
+    assert scores.keys() == disentanglement(perfect, factors).keys()
+    assert all(map(isnan, scores.values()))

@@ -3,8 +3,10 @@
 import math
 import threading
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +18,7 @@ from pipeline.data.pixels import packed
 from pipeline.data.prepare import prepare
 from pipeline.data.sources import open_source
 from pipeline.errors import Mistake
+from pipeline.evaluation import held_out as held_out_images
 from pipeline.evaluation.comparisons import COMPARISONS, class_coverage
 from pipeline.evaluation.extractors import Pca
 from pipeline.evaluation.figures import Evaluator
@@ -28,6 +31,8 @@ from pipeline.settings import Evaluation as EvaluationSettings
 from vaegan import Autoencoder, build, config
 from vaegan.metrics import fd_pca
 from vaegan.metrics.moments import Moments, frechet_distance
+
+Column = npt.NDArray[np.generic] | pa.Array
 
 PIXELS = 32 * 32
 OF_ANY = {"eval/psnr/reconstructions", "eval/ssim/reconstructions"}
@@ -269,25 +274,62 @@ def test_images_that_are_all_the_same_are_refused_in_one_line():
         Pca(torch.full((5, 1, 8, 8), 7, dtype=torch.uint8))
 
 
+def with_columns(folder: Path, columns: dict[str, Column]) -> HeldOut:
+    """600 images of noise and their columns, 500 of them held out."""
+    field, pixels = packed(np.random.default_rng(0).integers(0, 255, (600, 1, 8, 8), np.uint8), "image")
+    schema = pa.schema([field, *pa.table(columns).schema])
+    pq.write_table(pa.table([pixels, *columns.values()], schema=schema), folder / "test-00000-of-00001.parquet")
+    source = open_source("parquet", folder / "test-00000-of-00001.parquet")
+    manifest = prepare(source, "parquet", folder / "data", size=8, progress=False)
+    return read(str(folder / "data"), manifest, EvaluationSettings(images=500, samples=500))
+
+
 def test_factors_are_columns_of_whole_numbers_that_are_neither_label_nor_number_of_a_row(tmp_path):
     numbers = np.arange(600)
-    columns = {
+    columns: dict[str, Column] = {
         "label": numbers % 10,
         "id": numbers,
         "row": numbers % 3,
         "side": numbers % 2,
+        "sign": numbers % 4 == 0,
         "text": numbers.astype(str),
+        "gaps": pa.array([None, *numbers[1:] % 2]),
     }
-    columns["gaps"] = pa.array([None, *numbers[1:] % 2])
-    field, pixels = packed(np.random.default_rng(0).integers(0, 255, (600, 1, 8, 8), np.uint8), "image")
-    schema = pa.schema([field, *pa.table(columns).schema])
-    pq.write_table(pa.table([pixels, *columns.values()], schema=schema), tmp_path / "test-00000-of-00001.parquet")
-    source = open_source("parquet", tmp_path / "test-00000-of-00001.parquet")
-    manifest = prepare(source, "parquet", tmp_path / "data", size=8, progress=False)
-    settings = EvaluationSettings(images=500, samples=500)
-    found = read(str(tmp_path / "data"), manifest, settings)
-    assert torch.equal(found.factors_NK, torch.stack([torch.arange(500) % 3, torch.arange(500) % 2], 1))
+    found = with_columns(tmp_path, columns)
+    first_P = torch.arange(500)
+    assert torch.equal(found.factors_PK, torch.stack([first_P % 3, first_P % 2, (first_P % 4 == 0).long()], 1))
     assert len(found.training) == 0
     told = Evaluator(found, [Pca(found.images)], 500).evaluate(Faithful(side=8), Codes("noise", torch.rand(500, 64)))
     assert {f"eval/{name}/latents" for name in FACTORS} <= told.figures.keys()
     assert told.protocols["eval/fd_pca64/samples"]["floor"] is None
+
+
+def test_columns_are_judged_on_the_images_that_are_scored(tmp_path, monkeypatch):
+    monkeypatch.setattr(held_out_images, "FACTOR_IMAGES", 200)
+    numbers = np.arange(600)
+    columns: dict[str, Column] = {
+        "once": (numbers == 7).astype(int),
+        "sorted": numbers // 300,
+        "late": numbers // 193,
+        "row": numbers % 3,
+        "side": numbers % 2,
+    }
+    found = with_columns(tmp_path, columns)
+    assert torch.equal(found.factors_PK, torch.stack([torch.arange(200) % 3, torch.arange(200) % 2], 1))
+    told = Evaluator(found, [Pca(found.images)], 500).evaluate(Faithful(side=8), Codes("noise", torch.rand(500, 64)))
+    assert all(math.isfinite(told.figures[f"eval/{name}/latents"]) for name in FACTORS)
+    assert told.protocols["eval/mig/latents"]["images"] == 200
+
+
+class Ill(Faithful):
+    """Its weights are finite, and what it says of the images is not."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        return super().encode(x) * torch.inf
+
+
+def test_codes_that_are_not_finite_give_figures_that_are_not_and_no_error(tmp_path):
+    numbers = np.arange(600)
+    found = with_columns(tmp_path, {"row": numbers % 3, "side": numbers % 2})
+    told = Evaluator(found, [Pca(found.images)], 500).evaluate(Ill(side=8), Codes("noise", torch.rand(500, 64)))
+    assert all(math.isnan(told.figures[f"eval/{name}/latents"]) for name in FACTORS)
