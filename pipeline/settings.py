@@ -349,14 +349,17 @@ def better(figure: str) -> Literal["min", "max"]:
 
 
 def rankable(extractors: Sequence[str], likelihood: str) -> list[str]:
-    """Figures that checkpoints can be ranked by: those of quality that these extractors and this likelihood give."""
+    """Figures that checkpoints can be ranked by: those of quality that these extractors and this likelihood give.
+
+    Those of factors are none: their noise is not known, so that none would replace a champion.
+    """
     samples = [set_figure(kind, extractor, "samples") for extractor in extractors for kind in QUALITIES]
     if "classifier" in extractors:
         samples.append("eval/class_coverage/samples")
     shown = [set_figure(kind, extractor, "reconstructions") for extractor in extractors for kind in QUALITIES]
     shown += [f"eval/{kind}/reconstructions" for kind in SIMILARITIES]
     nats = [f"eval/{kind}/images" for kind in NATS if kind != "bits_per_dim" or likelihood == "gaussian"]
-    return [*samples, *shown, *nats, *(f"eval/{kind}/latents" for kind in FACTORS)]
+    return [*samples, *shown, *nats]
 
 
 def is_model_name(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Figures that compare two sets of images by their features. N real rows, M fake rows, F features, K columns."""
 
 from collections.abc import Callable, Sequence
+from math import ceil, nan
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from pipeline.evaluation import estimate
 from pipeline.evaluation.estimate import Estimate
-from vaegan.metrics.jackknife import jackknife
+from vaegan.metrics.jackknife import jackknife, standard_error
 from vaegan.metrics.kernel import kernel_distances
 from vaegan.metrics.moments import Moments, diversity, frechet_distance
 from vaegan.metrics.neighbours import neighbours
@@ -35,10 +36,17 @@ class Comparison(NamedTuple):
 
 
 def _frechet(real_NF: Tensor, fake_MF: Tensor) -> tuple[Estimate, Estimate]:
-    real, parts = _moments([real_NF]), fake_MF.tensor_split(PARTS)
-    whole = _moments(parts)
-    noise = jackknife(lambda kept: frechet_distance(real, _moments([parts[part] for part in kept])), PARTS)
-    return Estimate(frechet_distance(real, whole), noise), Estimate(diversity(real, whole))
+    real = _moments([real_NF])
+    distance = _estimate(lambda parts: frechet_distance(real, _moments(parts)), fake_MF)
+    return distance, Estimate(diversity(real, _moments([fake_MF])))
+
+
+def _estimate(figure: Callable[[Sequence[Tensor]], float], fake_MF: Tensor) -> Estimate:
+    """Of all parts of the fakes, with the noise that leaving one out shows where no part is too small for that."""
+    parts = fake_MF.tensor_split(PARTS)
+    enough = len(fake_MF) >= 2 * PARTS
+    noise = jackknife(lambda kept: figure([parts[part] for part in kept]), PARTS) if enough else nan
+    return Estimate(figure(parts), noise)
 
 
 def _moments(parts: Sequence[Tensor]) -> Moments:
@@ -49,17 +57,13 @@ def _moments(parts: Sequence[Tensor]) -> Moments:
 
 
 def _kernel(real_NF: Tensor, fake_MF: Tensor) -> tuple[Estimate]:
-    return (estimate.mean(kernel_distances(real_NF, fake_MF, BLOCK)),)
+    half = ceil(min(len(real_NF), len(fake_MF)) / 2)
+    return (estimate.mean(kernel_distances(real_NF, fake_MF, min(BLOCK, half))),)  # one block would tell no noise
 
 
 def _neighbours(real_NF: Tensor, fake_MF: Tensor) -> tuple[Estimate, ...]:
-    found = neighbours(real_NF, fake_MF)
-    return (
-        estimate.share(found.precision, len(fake_MF)),
-        estimate.share(found.recall, len(real_NF)),
-        Estimate(found.density),
-        estimate.share(found.coverage, len(real_NF)),
-    )
+    whole, *without = neighbours(real_NF, fake_MF, PARTS)  # noise of recall and coverage near 1: up to twice too much
+    return tuple(Estimate(*pair) for pair in zip(whole, map(standard_error, zip(*without, strict=True)), strict=True))
 
 
 COMPARISONS = (
@@ -77,14 +81,12 @@ def class_coverage(real_NK: Tensor, fake_MK: Tensor, heads: tuple[int, ...]) -> 
     each column.
     """
     real = [_shares(real_N, classes) for real_N, classes in zip(real_NK.T, heads, strict=True)]
-    parts = fake_MK.tensor_split(PARTS)
 
-    def overlap(kept: Sequence[int]) -> float:
-        fake_MK = torch.cat([parts[part] for part in kept])
-        fake = [_shares(fake_M, classes) for fake_M, classes in zip(fake_MK.T, heads, strict=True)]
+    def overlap(parts: Sequence[Tensor]) -> float:
+        fake = [_shares(fake_M, classes) for fake_M, classes in zip(torch.cat(list(parts)).T, heads, strict=True)]
         return float(torch.stack([torch.minimum(a, b).sum() for a, b in zip(real, fake, strict=True)]).mean())
 
-    return Estimate(overlap(range(PARTS)), jackknife(overlap, PARTS))
+    return _estimate(overlap, fake_MK)
 
 
 def _shares(labels_N: Tensor, classes: int) -> Tensor:

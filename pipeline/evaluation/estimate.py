@@ -15,9 +15,5 @@ class Estimate(NamedTuple):
 
 def mean(numbers_N: Tensor) -> Estimate:
     """Of one number for each image."""
-    return Estimate(float(numbers_N.double().mean()), float(numbers_N.double().std()) / sqrt(len(numbers_N)))
-
-
-def share(value: float, count: int) -> Estimate:
-    """Of those of `count` that something holds for."""
-    return Estimate(value, sqrt(value * (1 - value) / count))
+    numbers_N, count = numbers_N.double(), len(numbers_N)
+    return Estimate(float(numbers_N.mean()), float(numbers_N.std()) / sqrt(count) if count > 1 else nan)

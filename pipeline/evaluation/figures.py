@@ -99,8 +99,7 @@ class Evaluator:
     def refer_to(self, reference: Seen) -> None:
         """Compare with the sum of all ranks' parts from now on. Ranks find the floors together."""
         self._reference = reference
-        enough = len(self.held_out.training) >= len(self.held_out.images)
-        self._floors = self._estimates(reference) if enough else {}
+        self._floors = self._estimates(reference)
 
     def conclude(self, seen: Seen, sampler: str) -> Evaluation:
         """What the sum of all ranks' parts comes to. Ranks find that together too."""
@@ -108,10 +107,16 @@ class Evaluator:
         hows = {name: group.how for group in self._groups for name in group.names if name in found}
         for name, how in hows.items():
             drawn = {"sampler": sampler} if "samples" in how else {}
-            floor = self._floors[name].value if name in self._floors else None
             noise = found[name].noise
-            hows[name] = {**how, **drawn, "floor": floor, "noise": None if isnan(noise) else noise}
+            hows[name] = {**how, **drawn, **self._floor(name, how), "noise": None if isnan(noise) else noise}
         return Evaluation(figures={name: figure.value for name, figure in found.items()}, protocols=hows)
+
+    def _floor(self, name: str, how: How) -> How:
+        """With how many images there were for it, where these are fewer than samples."""
+        if name not in self._floors:
+            return {"floor": None}
+        few = len(self.held_out.training) < int(how["samples"] or 0)
+        return {"floor": self._floors[name].value} | ({"floor_samples": len(self.held_out.training)} if few else {})
 
     def _of_sets(self) -> Iterator[Group]:
         """Sets of images, compared by their features."""
@@ -125,7 +130,7 @@ class Evaluator:
                     drawn = {"samples": min(count, comparison.most or count), "seed": self._seed}
                     yield Group(
                         names=tuple(set_figure(kind, extractor.name, of) for kind in comparison.kinds),
-                        applies=partial(_has, f"{of}/{extractor.name}"),
+                        applies=partial(_has, f"{of}/{extractor.name}", least=comparison.least),
                         how=self._how(looked_at, **by, **(drawn if of == "samples" else {})),
                         estimates=partial(self._compared, comparison, extractor.name, of),
                         lacking=self._too_few(comparison, count),
@@ -235,8 +240,8 @@ class Evaluator:
         return [Estimate(found[name]) for name in FACTORS]
 
 
-def _has(name: str, seen: Seen) -> bool:
-    return name in seen.rows
+def _has(name: str, seen: Seen, least: int = 1) -> bool:
+    return name in seen.rows and len(seen[name]) >= least
 
 
 def _mean(name: str, seen: Seen) -> list[Estimate]:

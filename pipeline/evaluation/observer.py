@@ -109,8 +109,8 @@ class Observer:
         assert seen.latents is not None
         images, latent = self._held_out.images, model.decoder.latent_size
         for start, pixels in self._batches(images):
-            mean_BZ, log_var_BZ, z_BZ, elbo = infer(model, _unit(pixels), self._noise(start, len(pixels), latent))
-            seen.latents.update(mean_BZ, log_var_BZ, z_BZ)
+            mean_BZ, z_BZ, elbo = infer(model, _unit(pixels), self._noise(start, len(pixels), latent))
+            seen.latents.update(mean_BZ, z_BZ)
             seen.put("reconstruction_nats", start, elbo.reconstruction_B)
             seen.put("kl", start, elbo.kl_B)
         for start, pixels in self._batches(images[:BOUND_IMAGES], BOUND_BATCH):

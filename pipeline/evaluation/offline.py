@@ -138,5 +138,6 @@ def _print(ref: str, evaluation: Evaluation, absent: dict[str, str]) -> None:
 
 def _row(name: str, value: float, how: Protocol) -> list[str]:
     noise, floor = (f"{how[key]:.2g}" if how[key] is not None else "" for key in ("noise", "floor"))
+    floor += f" (of {how['floor_samples']:,})" if "floor_samples" in how else ""
     counts = [f"{how[key]:,}" if key in how else "" for key in ("images", "samples")]
     return [name.removeprefix("eval/"), f"{value:.4g}", noise, floor, *counts]

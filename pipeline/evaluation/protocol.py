@@ -7,7 +7,8 @@ Value = str | int | float | None
 Protocol = Mapping[str, Value]
 """How a figure came about: extractor, data, split, counts, seed; what has no meaning for a figure is left out.
 
-Beside that `floor`, the same figure of real images against real ones, and `noise`, its standard error over other draws.
+Beside that `floor`, the same figure of real images against real ones; `floor_samples`, how many it has in the place of
+samples, where it has fewer; and `noise`, the figure's standard error over other draws.
 """
 
 
@@ -38,7 +39,7 @@ class Evaluation:
 
 def how(protocol: Protocol) -> dict[str, Value]:
     """What must be equal for two figures to be comparable."""
-    return {key: value for key, value in protocol.items() if key not in {"floor", "noise"}}
+    return {key: value for key, value in protocol.items() if key not in {"floor", "floor_samples", "noise"}}
 
 
 def told(protocol: Protocol) -> str:

@@ -6,9 +6,9 @@ from typing import NamedTuple
 from pipeline.evaluation.protocol import Evaluation, Protocol, how, told
 from pipeline.evaluation.words import word
 from pipeline.report.markup import Html, tag, together
-from pipeline.settings import EXTRACTORS, better, rankable
+from pipeline.settings import EXTRACTORS, FACTORS, better, rankable
 
-QUALITY = frozenset(rankable(EXTRACTORS, "gaussian"))
+QUALITY = frozenset({*rankable(EXTRACTORS, "gaussian"), *(f"eval/{kind}/latents" for kind in FACTORS)})
 """Figures of which one can say that they are better."""
 
 
@@ -67,7 +67,9 @@ def _row(name: str, sides: Sequence[Side]) -> Html:
     title = tag("th", titled(name), tag("i", way), tag("small", tag("code", name)), scope="row", title=meaning)
     best = _best(name, sides)
     cells = [_cell(name, side.evaluation, own, best) for side in sides]
-    return tag("tr", title, *cells, tag("td", "" if floor is None else f"{floor:.4g}", class_="faint"))
+    fewer = own.protocols.get(name, {}).get("floor_samples")
+    under = Html() if fewer is None else tag("small", f"of {fewer:,} images")
+    return tag("tr", title, *cells, tag("td", "" if floor is None else f"{floor:.4g}", " ", under, class_="faint"))
 
 
 def _best(name: str, sides: Sequence[Side]) -> float | None:

@@ -63,7 +63,8 @@ def test_figures_measured_otherwise_are_not_compared_and_both_ways_are_shown(key
 
 
 def test_floor_and_noise_belong_to_a_figure_and_do_not_make_it_another():
-    assert decide(evaluation(1.0, noise=0.2, floor=0.3), evaluation(9.0, noise=0.1, floor=0.2), FD, RULES).promote
+    candidate = evaluation(1.0, noise=0.2, floor=0.3)
+    assert decide(candidate, evaluation(9.0, noise=0.1, floor=0.2, floor_samples=9), FD, RULES).promote
 
 
 def test_a_flag_of_health_keeps_a_better_model_from_the_throne():

@@ -18,6 +18,7 @@ from pipeline.data.pixels import packed
 from pipeline.data.prepare import prepare
 from pipeline.data.sources import open_source
 from pipeline.errors import Mistake
+from pipeline.evaluation import estimate
 from pipeline.evaluation import held_out as held_out_images
 from pipeline.evaluation.comparisons import COMPARISONS, class_coverage
 from pipeline.evaluation.extractors import Pca
@@ -123,15 +124,66 @@ def test_a_distance_is_that_of_the_features_moments(held_out):
     assert found.figures["eval/fd_pca64/samples"] == pytest.approx(frechet_distance(real, fake), rel=1e-6)
 
 
-@pytest.mark.parametrize("comparison", COMPARISONS[:2], ids=["fd", "kd"])
-def test_the_noise_of_a_distance_is_how_much_it_differs_over_draws(comparison):
+def test_a_floor_of_fewer_images_than_samples_says_of_how_many(held_out):
+    few = replace(held_out, training=held_out.training[:150])
+    assert len(few.training) < len(few.images)
+    measure = evaluator(few)
+    told = measure.evaluate(small_model(), measure.prior(4)).protocols
+    assert told["eval/fd_pca64/samples"]["floor_samples"] == told["eval/recall_pca64/samples"]["floor_samples"] == 150
+    assert told["eval/fd_pca64/samples"]["floor"] > 0
+    assert all("floor_samples" not in one for one in evaluation(held_out, small_model(), 4).protocols.values())
+
+
+def test_there_is_no_floor_of_too_few_training_images(held_out):
+    measure = evaluator(replace(held_out, training=held_out.training[:99]))
+    told = measure.evaluate(small_model(), measure.prior(4)).protocols
+    assert told["eval/recall_pca64/samples"]["floor"] is None
+    assert told["eval/fd_pca64/samples"]["floor"] > 0
+
+
+def test_fewer_samples_than_held_out_images_have_a_floor(held_out):
+    few = replace(held_out, training=held_out.training[:200])
+    measure = evaluator(few, samples=200)
+    told = measure.evaluate(small_model(), measure.prior(4)).protocols["eval/fd_pca64/samples"]
+    assert told["floor"] > 0 and "floor_samples" not in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "reals", "fakes", "scale", "shift"),
+    [
+        ("fd", 2000, 2000, 1.3, 0),
+        ("kd", 2000, 2000, 1.3, 0),
+        *((kind, *counts, 0.8, 0.7) for kind in COMPARISONS[2].kinds for counts in ((500, 500), (2000, 150))),
+    ],
+)
+def test_the_noise_of_a_comparison_is_how_much_it_differs_over_draws(kind, reals, fakes, scale, shift):
+    comparison = next(one for one in COMPARISONS if kind in one.kinds)
     generator = torch.Generator().manual_seed(0)
-    real_NF = torch.randn(2000, 4, generator=generator)
-    drawn = [1.3 * torch.randn(2000, 4, generator=generator) for _ in range(30)]
-    found = [comparison.estimates(real_NF, fake_MF)[0] for fake_MF in drawn]
+    real_NF = torch.randn(reals, 4, generator=generator)
+    drawn = [scale * torch.randn(fakes, 4, generator=generator) + shift for _ in range(30)]
+    found = [comparison.estimates(real_NF, fake_MF)[comparison.kinds.index(kind)] for fake_MF in drawn]
     spread = torch.tensor([one.value for one in found], dtype=torch.float64).std()
     told = sum(one.noise for one in found) / len(found)
     assert 0.6 * spread < told < 1.7 * spread
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_kernel_distance_of_as_few_images_as_it_takes_has_noise():
+    generator = torch.Generator().manual_seed(0)
+    real_NF, fake_MF = torch.randn(2, COMPARISONS[1].least, 4, generator=generator)
+    (found,) = COMPARISONS[1].estimates(real_NF, fake_MF)
+    assert found.noise > 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_of_too_few_images_no_noise_is_told():
+    real_NF, fake_MF = torch.randn(2, 100, 4, generator=torch.Generator().manual_seed(0))
+    for fakes in (3, 9, 19):
+        assert math.isnan(COMPARISONS[0].estimates(real_NF, fake_MF[:fakes])[0].noise)
+    assert COMPARISONS[0].estimates(real_NF, fake_MF[:20])[0].noise > 0
+    assert math.isnan(class_coverage(torch.arange(9)[:, None], torch.arange(9)[:, None], (9,)).noise)
+    assert estimate.mean(torch.tensor([2.0])).value == 2
+    assert math.isnan(estimate.mean(torch.tensor([2.0])).noise)
 
 
 def test_nats_of_a_density_are_ordered_as_the_bounds_are(held_out):

@@ -236,6 +236,7 @@ def test_a_figure_measured_otherwise_is_shown_and_not_compared():
 
 def test_a_figure_stands_beside_its_noise_and_its_floor():
     assert "2 ± 0.12 0.71" in Page(table([side("mine", 2.0, noise=0.123, floor=0.71)])).text
+    assert "0.71 of 1,440 images" in Page(table([side("mine", 2.0, floor=0.71, floor_samples=1_440)])).text
 
 
 def test_text_is_escaped_and_markup_is_not():

@@ -261,6 +261,7 @@ def test_every_figure_is_better_one_way(figure, way):
         ("eval/fd_clasifier/samples", "did you mean eval/fd_classifier/samples?"),
         ("eval/kl/images", "no figure that checkpoints can be ranked by"),
         ("eval/bits_per_dim/images", "no figure that checkpoints can be ranked by"),
+        ("eval/mig/latents", "no figure that checkpoints can be ranked by"),
     ],
 )
 def test_a_metric_is_a_figure_that_the_evaluation_gives(metric, told):

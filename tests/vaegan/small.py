@@ -1,7 +1,7 @@
 """Small games that the tests share: a model, its players, a batch and noise. B batch, Z latent."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -90,3 +90,16 @@ def same(left: Iterable[Tensor | None], right: Iterable[Tensor | None]) -> bool:
     return all(
         a is b if a is None or b is None else torch.equal(a, b) for a, b in zip(list(left), list(right), strict=True)
     )
+
+
+class Summed(Protocol):
+    """What several see in parts, and add up."""
+
+    def tensors(self) -> tuple[Tensor, ...]: ...
+
+
+def add_up(first: Summed, *others: Summed) -> None:
+    """Leave in the first what all of them have seen, as ranks do."""
+    for other in others:
+        for own, part in zip(first.tensors(), other.tensors(), strict=True):
+            own += part

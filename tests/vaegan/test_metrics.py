@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.vaegan.small import add_up
 from vaegan.metrics import fd_pca
 from vaegan.metrics.moments import Moments, diversity, frechet_distance
 from vaegan.metrics.psnr import psnr
@@ -24,13 +25,12 @@ def covariance(features: int) -> Tensor:
 
 
 def streamed(*shards: Tensor) -> Moments:
-    """One stream a shard, merged."""
+    """One stream a shard, added up."""
     first, *others = (Moments(shards[0].shape[1]) for _ in shards)
     for moments, rows_NF in zip((first, *others), shards, strict=True):
         for rows_BF in rows_NF.split(7):
             moments.update(rows_BF)
-    for other in others:
-        first.merge(other)
+    add_up(first, *others)
     return first
 
 
@@ -78,7 +78,7 @@ def test_diversity_is_the_ratio_of_total_variances() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(60,), (25, 35), (1, 20, 39)])
-def test_merged_shards_equal_one_pass(sizes: tuple[int, ...]) -> None:
+def test_shards_that_are_added_up_equal_one_pass(sizes: tuple[int, ...]) -> None:
     rows_NF = torch.randn(60, 6) @ covariance(6) + 3
     merged = streamed(*rows_NF.split(sizes))
     torch.testing.assert_close(merged.count, torch.tensor(60.0))

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.vaegan.small import add_up
 from vaegan.metrics import neighbours as compared
-from vaegan.metrics.kernel import kernel_distance
+from vaegan.metrics.kernel import kernel_distances
 from vaegan.metrics.neighbours import Neighbours, neighbours
 from vaegan.metrics.rows import Rows
 
@@ -21,8 +22,7 @@ def test_rows_filled_by_several_equal_those_filled_by_one(sizes: tuple[int, ...]
         for batch in shard.split(7):
             rows.put(start, batch)
             start += len(batch)
-    for other in others:
-        first.merge(other)
+    add_up(first, *others)
     assert torch.equal(first.rows_NF, given_NF)
     assert first.tensors()[0] is first.rows_NF
 
@@ -42,19 +42,19 @@ def double_sums(a_NF: Tensor, b_MF: Tensor) -> float:
 
 def test_the_kernel_distance_is_its_double_sums() -> None:
     a_NF, b_MF = torch.randn(9, 4), torch.randn(7, 4) + 0.5
-    assert kernel_distance(a_NF, b_MF) == pytest.approx(double_sums(a_NF, b_MF), rel=1e-12)
+    assert kernel_distances(a_NF, b_MF, 1000).tolist() == pytest.approx([double_sums(a_NF, b_MF)], rel=1e-12)
 
 
-def test_the_kernel_distance_is_the_mean_over_blocks_that_hold_all_rows() -> None:
+def test_kernel_distances_are_of_blocks_that_hold_all_rows() -> None:
     a_NF, b_MF = torch.randn(11, 4), torch.randn(8, 4) + 0.5
     a_blocks, b_blocks = a_NF.split([6, 5]), b_MF.split([4, 4])
-    expected = sum(double_sums(a, b) for a, b in zip(a_blocks, b_blocks, strict=True)) / 2
-    assert kernel_distance(a_NF, b_MF, block=4) == pytest.approx(expected, rel=1e-12)
+    expected = [double_sums(a, b) for a, b in zip(a_blocks, b_blocks, strict=True)]
+    assert kernel_distances(a_NF, b_MF, 4).tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_kernel_distance_of_one_distribution_from_itself_is_0_on_average() -> None:
     def distances(shift: float) -> Tensor:
-        return torch.tensor([kernel_distance(torch.randn(30, 4), torch.randn(30, 4) + shift) for _ in range(400)])
+        return kernel_distances(torch.randn(12_000, 4), torch.randn(12_000, 4) + shift, 30)
 
     same, other = distances(0), distances(0.5)
     error = same.std() / 400**0.5
@@ -87,25 +87,35 @@ def by_loops(real_NF: Tensor, fake_MF: Tensor, k: int) -> Neighbours:
 def test_neighbours_are_those_that_plain_loops_find(k: int, offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compared, "BLOCK", 7)
     real_NF, fake_MF = torch.randn(30, 3) + offset, torch.randn(25, 3) + 1.5 + offset
-    found = neighbours(real_NF, fake_MF, k)
+    (found,) = neighbours(real_NF, fake_MF, k=k)
     assert found == pytest.approx(by_loops(real_NF, fake_MF, k), rel=1e-12)
     assert 0 < min(found) < max(found) < 1
 
 
+@pytest.mark.parametrize("parts", [2, 3, 10])
+def test_without_a_part_it_is_what_the_others_alone_give(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compared, "BLOCK", 7)
+    real_NF, fake_MF = torch.randn(30, 3), torch.randn(26, 3) + 0.5
+    split = fake_MF.tensor_split(parts)
+    chosen = [fake_MF, *(torch.cat([*split[:gone], *split[gone + 1 :]]) for gone in range(parts))]
+    for found, alone in zip(neighbours(real_NF, fake_MF, parts, k=3), chosen, strict=True):
+        assert found == pytest.approx(by_loops(real_NF, alone, 3), rel=1e-12)
+
+
 def test_a_set_covers_itself() -> None:
     rows_NF = torch.randn(50, 4)
-    found = neighbours(rows_NF, rows_NF.flip(0))
+    (found,) = neighbours(rows_NF, rows_NF.flip(0))
     assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
     assert 5 / 5 <= found.density <= 6 / 5  # itself and five neighbours, of which the fifth is on the border
 
 
 def test_sets_far_apart_share_nothing() -> None:
-    assert neighbours(torch.randn(50, 4), torch.randn(40, 4) + 100) == (0, 0, 0, 0)
+    assert neighbours(torch.randn(50, 4), torch.randn(40, 4) + 100) == [(0, 0, 0, 0)]
 
 
 def test_a_mode_that_is_never_drawn_costs_recall_and_coverage_and_not_precision() -> None:
     mode_NF, other_NF = torch.randn(2, 200, 2)
-    found = neighbours(torch.cat([mode_NF, other_NF + 100]), torch.randn(400, 2))
+    (found,) = neighbours(torch.cat([mode_NF, other_NF + 100]), torch.randn(400, 2))
     assert found.precision > 0.95
     assert 0.4 < found.recall <= 0.5
     assert 0.4 < found.coverage <= 0.5
@@ -113,7 +123,7 @@ def test_a_mode_that_is_never_drawn_costs_recall_and_coverage_and_not_precision(
 
 def test_one_image_drawn_over_and_over_is_precise_and_covers_nearly_nothing() -> None:
     real_NF = torch.randn(200, 4)
-    found = neighbours(real_NF, real_NF[:1].expand(200, 4))
+    (found,) = neighbours(real_NF, real_NF[:1].expand(200, 4))
     assert found.precision == 1
     assert found.recall <= 1 / 200
     assert found.coverage < 0.1

@@ -28,10 +28,9 @@ class Elbo(NamedTuple):
 
 
 class Inferred(NamedTuple):
-    """Posteriors of images, and what one draw from each gives."""
+    """Posterior means of images, and what one draw from each gives."""
 
     mean_BZ: Tensor
-    log_var_BZ: Tensor
     z_BZ: Tensor
     elbo: Elbo
 
@@ -41,7 +40,7 @@ def infer(autoencoder: Autoencoder, images: Tensor, noise_BZ: Tensor) -> Inferre
     mean_BZ, log_var_BZ = autoencoder.encoder(images)
     z_BZ = reparameterize(mean_BZ, log_var_BZ, noise_BZ)
     nats_B = autoencoder.likelihood(autoencoder.decoder.logits(z_BZ)).nats(images)
-    return Inferred(mean_BZ, log_var_BZ, z_BZ, Elbo(nats_B, kl(mean_BZ, log_var_BZ)))
+    return Inferred(mean_BZ, z_BZ, Elbo(nats_B, kl(mean_BZ, log_var_BZ)))
 
 
 def importance_nats(autoencoder: Autoencoder, images: Tensor, noise_KBZ: Tensor) -> Tensor:

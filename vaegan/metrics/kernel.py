@@ -6,18 +6,12 @@ import torch
 from torch import Tensor
 
 
-def kernel_distance(a_NF: Tensor, b_MF: Tensor, block: int = 1000) -> float:
+def kernel_distances(a_NF: Tensor, b_MF: Tensor, block: int) -> Tensor:
     """Squared maximum mean discrepancy under the kernel (x.y / F + 1)^3, unbiased, so it may be below 0.
 
-    KID of Binkowski et al. 2018 (arXiv 1801.01401), section 4, on these features: the mean of `kernel_distances`.
-    """
-    return float(kernel_distances(a_NF, b_MF, block).mean())
-
-
-def kernel_distances(a_NF: Tensor, b_MF: Tensor, block: int = 1000) -> Tensor:
-    """That of consecutive blocks of about `block` rows, (blocks,), float64; every row is in one.
-
-    Takes at least two rows a side, in random order, as images are.
+    Of consecutive blocks of about `block` rows, (blocks,), float64; every row is in one. Their mean is the KID of
+    Binkowski et al. 2018 (arXiv 1801.01401), section 4, on these features. Takes at least two rows a side, in random
+    order, as images are.
     """
     blocks = ceil(min(len(a_NF), len(b_MF)) / block)
     pairs = zip(a_NF.tensor_split(blocks), b_MF.tensor_split(blocks), strict=True)

@@ -1,7 +1,5 @@
 """What an encoder does with its latents. B batch, Z latent."""
 
-from typing import Self
-
 import torch
 from torch import Tensor
 
@@ -12,33 +10,20 @@ ACTIVE = 0.01
 
 
 class Latents:
-    """Posteriors of a stream of images, and one draw from each: sums in float64, so merging is adding."""
+    """Posterior means of a stream of images, and one draw from each: sums in float64, so merging is adding."""
 
     def __init__(self, units: int, device: torch.device | str = "cpu") -> None:
         self._means = Moments(units, device)
         self._draws = Moments(units, device)
-        self._kl_Z = torch.zeros(units, dtype=torch.float64, device=device)
 
-    def update(self, mean_BZ: Tensor, log_var_BZ: Tensor, z_BZ: Tensor) -> None:
-        """Take in q(z|x) of a batch and a draw from each."""
+    def update(self, mean_BZ: Tensor, z_BZ: Tensor) -> None:
+        """Take in the means of q(z|x) of a batch and a draw from each."""
         self._means.update(mean_BZ)
         self._draws.update(z_BZ)
-        mean_BZ, log_var_BZ = mean_BZ.double(), log_var_BZ.double()
-        self._kl_Z += 0.5 * (mean_BZ.square() + log_var_BZ.exp() - 1 - log_var_BZ).sum(0)
-
-    def merge(self, other: Self) -> None:
-        """Take in everything another stream has seen."""
-        for own, others in zip(self.tensors(), other.tensors(), strict=True):
-            own += others
 
     def tensors(self) -> tuple[Tensor, ...]:
         """What is summed over ranks, in place."""
-        return (*self._means.tensors(), *self._draws.tensors(), self._kl_Z)
-
-    @property
-    def kl_Z(self) -> Tensor:
-        """KL(q(z|x) || N(0, 1)) of each unit in nats, mean over images."""
-        return self._kl_Z / self._means.count
+        return (*self._means.tensors(), *self._draws.tensors())
 
     @property
     def active_units(self) -> int:

@@ -1,7 +1,6 @@
 """Mean and covariance of a stream, and the Frechet distance between two. N rows so far, F features."""
 
 from math import nan
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -21,11 +20,6 @@ class Moments:
         self.count += len(rows_BF)
         self.total_F += rows_BF.sum(0)
         self.outer_FF += rows_BF.T @ rows_BF
-
-    def merge(self, other: Self) -> None:
-        """Take in everything another stream has seen."""
-        for own, others in zip(self.tensors(), other.tensors(), strict=True):
-            own += others
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """What is summed over ranks, in place."""

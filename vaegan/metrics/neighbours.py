@@ -1,10 +1,12 @@
-"""Whether each set of features lies where the other does. N real rows, M fake rows, F features, B a block of rows.
+"""Whether each set of features lies where the other does. N real rows, M fake rows, F features, B a block of rows,
+R choices of fakes.
 
 A row's ball reaches to its k-th nearest neighbour in its own set. Balls of outliers are large: density and coverage
 were made to mind them less.
 """
 
 from collections.abc import Iterator
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -27,35 +29,55 @@ class Neighbours(NamedTuple):
     """Share of reals with a fake in their ball."""
 
 
-def neighbours(real_NF: Tensor, fake_MF: Tensor, k: int = 5) -> Neighbours:
-    """Compare every real row with every fake one, a block of rows at a time; both sides have more than k rows.
+def neighbours(real_NF: Tensor, fake_MF: Tensor, parts: int = 1, k: int = 5) -> list[Neighbours]:
+    """Compare every real row with all fakes, then, of several parts, with the fakes without each of these in turn.
 
-    Distances are float64: |a|^2 - 2ab + |b|^2 cancels, and at a ball's border the last bits of float32 would decide.
+    Both sides, and what is left of the fakes, have more than k rows; they are looked at a block at a time. Distances
+    are float64: |a|^2 - 2ab + |b|^2 cancels, and at a ball's border the last bits of float32 would decide.
     """
     real_NF, fake_MF = real_NF.double(), fake_MF.double()
-    real_N, fake_M = _radii(real_NF, k), _radii(fake_MF, k)
-    precise_M = torch.zeros(len(fake_MF), dtype=torch.bool, device=fake_MF.device)
-    recalled = covered = inside = 0
+    (real_N,), fake_RM = _radii(real_NF, k, 1), _radii(fake_MF, k, parts)
+    kept_MR = (fake_RM != -inf).T.float()
+    inside_M = torch.zeros(len(fake_MF), dtype=torch.float64, device=fake_MF.device)
+    recalled_R, covered_R = torch.zeros(2, len(fake_RM), dtype=torch.float64, device=fake_MF.device)
     for squared_BM, radii_B in zip(_squared_distances(real_NF, fake_MF), real_N.split(BLOCK), strict=True):
         in_real_BM = squared_BM <= radii_B[:, None]
-        precise_M |= in_real_BM.any(0)
-        inside += int(in_real_BM.count_nonzero())
-        covered += int(in_real_BM.any(1).count_nonzero())
-        recalled += int((squared_BM <= fake_M).any(1).count_nonzero())
-    return Neighbours(
-        precision=float(precise_M.double().mean()),
-        recall=recalled / len(real_NF),
-        density=inside / (k * len(fake_MF)),
-        coverage=covered / len(real_NF),
+        inside_M += in_real_BM.sum(0)
+        covered_R += (in_real_BM.float() @ kept_MR > 0).sum(0)
+        recalled_R += torch.stack([(squared_BM <= fake_M).any(1).count_nonzero() for fake_M in fake_RM])
+    kept_MR, count_R = kept_MR.double(), kept_MR.double().sum(0)
+    found_RG = torch.stack(
+        [
+            (inside_M > 0).double() @ kept_MR / count_R,
+            recalled_R / len(real_NF),
+            inside_M @ kept_MR / (k * count_R),
+            covered_R / len(real_NF),
+        ],
+        dim=1,
     )
+    return [Neighbours(*figures) for figures in found_RG.tolist()]
 
 
-def _radii(rows_NF: Tensor, k: int) -> Tensor:
-    """Squared distance of each row to its k-th nearest, itself not counted: (N,)."""
-    radii_N = rows_NF.new_empty(len(rows_NF))  # one piece: many small ones would break up the memory that blocks reuse
-    for radii_B, squared_BN in zip(radii_N.split(BLOCK), _squared_distances(rows_NF, rows_NF), strict=True):
-        radii_B.copy_(squared_BN.topk(k + 1, largest=False).values[:, -1])
-    return radii_N
+def _radii(rows_NF: Tensor, k: int, parts: int) -> Tensor:
+    """Squared distance of each row to its k-th nearest, itself not counted, (R, N); -inf for one left out.
+
+    The first are among all rows, the others among those without each part in turn, where there are several.
+    """
+    gone_R = [None, *(range(parts) if parts > 1 else ())]
+    radii_RN = rows_NF.new_empty(len(gone_R), len(rows_NF))  # one piece: small ones would break up what blocks reuse
+    for radii_RB, squared_BN in zip(radii_RN.split(BLOCK, 1), _squared_distances(rows_NF, rows_NF), strict=True):
+        nearest = [_smallest(part, k + 1) for part in squared_BN.tensor_split(parts, 1)]
+        for radii_B, gone in zip(radii_RB, gone_R, strict=True):
+            among = torch.cat([near for part, near in enumerate(nearest) if part != gone], 1)
+            radii_B.copy_(_smallest(among, k + 1)[:, -1])
+    for radii_N, gone in zip(radii_RN, gone_R, strict=True):
+        if gone is not None:
+            radii_N.tensor_split(parts)[gone].fill_(-inf)
+    return radii_RN
+
+
+def _smallest(distances_BN: Tensor, count: int) -> Tensor:
+    return distances_BN.topk(min(count, distances_BN.shape[1]), largest=False).values
 
 
 def _squared_distances(a_NF: Tensor, b_MF: Tensor) -> Iterator[Tensor]:

@@ -1,7 +1,5 @@
 """All features of a set of images, for figures that compare image with image. N images, F features, B batch."""
 
-from typing import Self
-
 import torch
 from torch import Tensor
 
@@ -15,10 +13,6 @@ class Rows:
     def put(self, start: int, rows_BF: Tensor) -> None:
         """Fill the rows from `start` on."""
         self.rows_NF[start : start + len(rows_BF)] = rows_BF
-
-    def merge(self, other: Self) -> None:
-        """Take in the rows that another has filled."""
-        self.rows_NF += other.rows_NF
 
     def tensors(self) -> tuple[Tensor]:
         """What is summed over ranks, in place."""
