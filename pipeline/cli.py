@@ -53,12 +53,13 @@ def data_prepare(parsed: argparse.Namespace) -> None:
 
 def features_train(parsed: argparse.Namespace) -> None:
     """Train the classifier of a data set."""
-    from pipeline.data import manifest
-    from pipeline.evaluation.classifier import trained
+    from pipeline.data.manifest import load
+    from pipeline.evaluation.classifier import scored_on, trained
 
-    card = trained(parsed.data, manifest.load(parsed.data), parsed.column)
+    manifest = load(parsed.data)
+    card = trained(parsed.data, manifest, parsed.column)
     accuracies = ", ".join(f"{name} {share:.1%}" for name, share in zip(card.columns, card.accuracy, strict=True))
-    print(f"{parsed.data}: classifier of {accuracies} on held-out images; sha256 {card.sha256[:12]}")
+    print(f"{parsed.data}: classifier of {accuracies} on {scored_on(manifest)}; sha256 {card.sha256[:12]}")
 
 
 def train(parsed: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from math import floor, inf
 import ray
 from ray._private.services import get_ray_address_from_environment
 from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
 from ray.util.state import list_actors
 from ray.util.state.exception import RayStateApiException
 
@@ -88,6 +89,11 @@ def started_here() -> str | None:
     except OSError:
         return None
     return address
+
+
+def in_a_line(error: RayError) -> str:
+    """What Ray says of a lost or failed task, without the traceback."""
+    return str(error).strip().splitlines()[-1]
 
 
 def require_state_api() -> None:

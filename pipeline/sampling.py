@@ -22,18 +22,22 @@ def sample_to(ref: str, home: Path, out: Path, count: int, seed: int, data: str 
     if count < 1:
         raise Mistake(f"--count is {count}; expected a number of samples >= 1")
     autoencoder, shape = _load(ref, home)
-    picture = _titled("samples", pictures.samples(autoencoder, count, seed))
+    picture, told = _titled("samples", pictures.samples(autoencoder, count, seed)), [f"{count} samples"]
     if data is not None:
         originals = _originals(data, shape)
         shown = pictures.reconstructions(autoencoder, originals, COLUMNS)
-        between = pictures.interpolation(autoencoder, originals[: min(6, len(originals) // 2 * 2)], COLUMNS)
-        right = [_titled("originals, and below each its reconstruction", shown), _titled("interpolations", between)]
+        right = [_titled("originals, and below each its reconstruction", shown)]
+        told.append("reconstructions")
+        if len(originals) > 1:
+            between = pictures.interpolation(autoencoder, originals[: min(6, len(originals) // 2 * 2)], COLUMNS)
+            right.append(_titled("interpolations", between))
+            told.append("interpolations")
         picture = pictures.joined([picture, pictures.joined(right, down=True)])
     try:
         pictures.save(picture, out)
     except OSError as error:
         raise Mistake(f"--out is {str(out)!r}: {error.strerror or error}") from None
-    print(f"{out}: {count} samples" + ("" if data is None else ", reconstructions and interpolations"))
+    print(f"{out}: {', '.join(told)}")
 
 
 def _load(ref: str, home: Path) -> tuple[Autoencoder, Shape]:

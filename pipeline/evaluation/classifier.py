@@ -46,7 +46,7 @@ class Card:
     classes: tuple[int, ...]
     """Of each column."""
     accuracy: tuple[float, ...]
-    """Of each column, on test, else val; where there is neither, on the images it was trained on."""
+    """Of each column, on the split that it is scored on."""
     images_seen: int = IMAGES_SEEN
     seed: int = SEED
 
@@ -160,10 +160,14 @@ def _batches(count: int, steps: int) -> Iterator[Tensor]:
         waiting = waiting[BATCH:]
 
 
+def scored_on(manifest: Manifest) -> str:
+    """The split that a classifier's accuracy is of: one it has not seen, where there is one."""
+    return next((split for split in ("test", "val") if split in manifest.splits), "train")
+
+
 @torch.no_grad()
 def _accuracy(network: Classifier, data: str, manifest: Manifest, columns: tuple[str, ...]) -> tuple[float, ...]:
-    split = next((split for split in ("test", "val") if split in manifest.splits), "train")
-    images, labels_NK = _labelled(data, manifest, split, columns)
+    images, labels_NK = _labelled(data, manifest, scored_on(manifest), columns)
     right_K = torch.zeros(len(columns))
     for some, labels in zip(images.split(BATCH), labels_NK.split(BATCH), strict=True):
         right_K += (network.classes(network(some.float() / 255)) == labels).sum(0)

@@ -103,8 +103,8 @@ def _place(name: str) -> tuple[str, str]:
     match name.split("/"):
         case ["eval", metric, of]:
             return f"eval/{metric}", of
-        case ["train", player, "gradient_norm"]:
-            return "train/gradient_norm", player
+        case ["train", player, "gradient_norm" | "penalty" as term]:
+            return f"train/{term}", player
         case ["train", "discriminator", "logit_real" | "logit_fake" as term]:
             return "train/logits", term.removeprefix("logit_")
         case ["train", "discriminator", term]:

@@ -1,13 +1,14 @@
 """`vaegan evaluate`: figures of any model on any data, as those of training are, on any number of processes."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.data import manifest as manifests
-from pipeline.errors import Mistake
+from pipeline.errors import Failure, Mistake
 from pipeline.evaluation.figures import Evaluator, open_evaluator
 from pipeline.evaluation.protocol import Evaluation, Protocol
 from pipeline.evaluation.seen import Seen
@@ -46,7 +47,7 @@ def evaluate_to(
     samples: int | None = None,
     out: Path | None = None,
 ) -> None:
-    """Print the figures of a model on a data set, and write them with their protocols. Raises Mistake.
+    """Print the figures of a model on a data set, and write them with their protocols. Raises Mistake, or Failure.
 
     ref: a REF, or the folder of a checkpoint. extractors, samples: others than the run's own.
     """
@@ -105,15 +106,20 @@ def _in_ray(evaluator: Evaluator, model: Autoencoder, data: str, settings: Setti
     """Every task sees a part; the sums of the parts are those of one process."""
     import ray
 
-    from pipeline.cluster import cluster
+    from pipeline.cluster import cluster, in_a_line
 
     with cluster():
         cores = int(ray.cluster_resources().get("CPU", 0))
         if workers > cores:
             raise Mistake(f"--workers is {workers}; the cluster has {cores} CPUs: ask for {cores} at most")
+        if (free := ray.available_resources().get("CPU", 0.0)) < workers:
+            print(f"--workers {workers} waits for CPUs: {free:g} of the cluster's {cores} are free", file=sys.stderr)
         part, kept = ray.remote(num_cpus=1)(_part), ray.put(model)
         parts = [part.remote(kept, data, settings, Ranks(rank, workers)) for rank in range(workers)]
-        (reference, seen), *others = ray.get(parts)
+        try:
+            (reference, seen), *others = ray.get(parts)
+        except ray.exceptions.RayError as error:
+            raise Failure(f"a part of the evaluation failed: {in_a_line(error)}") from None
     for other_reference, other_seen in others:
         reference.add(other_reference.tensors())
         seen.add(other_seen.tensors())

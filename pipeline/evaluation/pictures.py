@@ -24,7 +24,7 @@ def pictures_of(
 ) -> dict[str, Image.Image]:
     """Every picture of a model by name; images are (N, C, S, S) uint8, and 256 of the held-out ones are looked at.
 
-    There are no neighbours where there are no training images.
+    There are no neighbours where there are no training images, and no interpolations where there is one held-out image.
     """
     originals = unit(held_out[:256])
     drawn = samples(autoencoder, 64, seed)
@@ -34,7 +34,7 @@ def pictures_of(
     return {
         "samples": grid(drawn, 8),
         "reconstructions": grid(reconstructions(autoencoder, originals[:32]), 8),
-        "interpolations": grid(interpolation(autoencoder, pairs), 8),
+        **({"interpolations": grid(interpolation(autoencoder, pairs), 8)} if len(pairs) else {}),
         "traversals": grid(traversal(autoencoder, originals[0], units_Z[:10], steps=9), 9),
     } | learnt_by_heart
 
@@ -82,7 +82,7 @@ def interpolation(autoencoder: Autoencoder, originals: Tensor, steps: int = 8) -
 def most_active(autoencoder: Autoencoder, originals: Tensor) -> Tensor:
     """Numbers of the latent units, the most active first: by the variance of E[z|x] over images (Burda 2016), (Z,)."""
     means_NZ = autoencoder.encode(originals.to(_device(autoencoder)))
-    return means_NZ.var(0).argsort(descending=True)
+    return means_NZ.var(0, correction=0).argsort(descending=True)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ WORDS = {
     "class_coverage": Word("class coverage", "", "1 where classes come in their real shares"),
     "psnr": Word("PSNR", "dB", "closeness of pixels"),
     "ssim": Word("SSIM", "", "closeness of structure; 1 for equal images"),
-    "ms_ssim": Word("MS-SSIM", "", "closeness of structure at five scales; 1 for equal images"),
+    "ms_ssim": Word("MS-SSIM", "", "closeness of structure at several scales; 1 for equal images"),
     "lpips": Word("LPIPS", "", "distance to a network's eyes"),
     "nelbo": Word("negative ELBO", "nats", "an upper bound of -log p(x)"),
     "reconstruction_nats": Word("reconstruction", "nats", "-log p(x|z)"),

@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from pipeline.cluster import in_a_line
 from pipeline.errors import Failure
 from pipeline.evaluation.measure import Found, Measure
 from pipeline.ranks import Ranks
@@ -61,7 +62,7 @@ class SpareCpu:
                     raise Failure("it took so much longer than training that it was given up")
             return ray.get(task)
         except RayError as error:
-            raise Failure(str(error).strip().splitlines()[-1]) from None
+            raise Failure(in_a_line(error)) from None
         finally:
             remove_placement_group(cpu)  # and whatever still runs there
 

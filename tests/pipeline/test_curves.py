@@ -21,6 +21,7 @@ def test_what_is_compared_shares_a_panel():
         "train/discriminator/samples",
         "train/discriminator/logit_real",
         "train/discriminator/logit_fake",
+        "train/discriminator/penalty",
         "train/discriminator/gradient_norm",
         "train/autoencoder/gradient_norm",
         "train/autoencoder/kl",
@@ -30,6 +31,7 @@ def test_what_is_compared_shares_a_panel():
     ) == {
         "train/discriminator": ["real", "samples"],
         "train/logits": ["real", "fake"],
+        "train/penalty": ["discriminator"],
         "train/gradient_norm": ["discriminator", "autoencoder"],
         "train/kl": ["autoencoder"],
         "eval/fd_pca64": ["samples", "reconstructions"],

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.cli import main
 from pipeline.data.prepare import prepare
@@ -96,6 +97,17 @@ def test_what_is_wrong_is_one_line(home, digits, tmp_path, capsys, monkeypatch, 
     places = {"tmp": tmp_path, "digits": digits, "home": home}
     assert main(["evaluate", *(part.format(**places) for part in arguments), "--home", str(home)]) == 2
     assert complaint.format(**places) in told(capsys)
+
+
+def test_a_picture_of_one_held_out_image_has_no_interpolations(home, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    Image.new("L", (32, 32), 128).save(tmp_path / "photos" / "one.png")
+    prepare(open_source("folder", tmp_path / "photos"), "folder", tmp_path / "one", size=32, progress=False)
+    for data, shown in ((str(tmp_path / "one"), "16 samples, reconstructions"), (None, "16 samples")):
+        given = ["--data", data] if data else []
+        out = str(tmp_path / "grid.png")
+        assert main(["sample", "tiny", "--home", str(home), "--out", out, "--count", "16", *given]) == 0
+        assert capsys.readouterr().out == f"{out}: {shown}\n"
 
 
 def test_data_of_another_shape_are_refused(home, tmp_path, capsys):

@@ -77,5 +77,6 @@ def test_all_pictures_of_a_model_follow_from_the_seed(model):
     assert list(made) == ["samples", "reconstructions", "interpolations", "traversals", "neighbours"]
     assert all(made[name].tobytes() == again[name].tobytes() for name in made)
     assert "neighbours" not in pictures.pictures_of(model, held_out, training[:0], seed=1)
+    assert made.keys() - pictures.pictures_of(model, held_out[:1], training, seed=1).keys() == {"interpolations"}
     other = pictures.pictures_of(model, held_out, training, seed=2)
     assert {name for name in made if made[name].tobytes() != other[name].tobytes()} == {"samples", "neighbours"}
