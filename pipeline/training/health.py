@@ -64,8 +64,9 @@ SIGNS = {
     ),
     "discriminator_blindness": Sign(
         "below",
-        "the discriminator is no better than a coin: it has died, or samples are as good as images",
-        "lower optimizers.discriminator.lr, unless samples are good",
+        "the discriminator is no better than a coin, so the generator learns nothing from it",
+        "lower optimizers.discriminator.lr",
+        cure="set back",
         whose="discriminator",
     ),
     "logit_gap": Sign(

@@ -118,7 +118,7 @@ def test_a_checkpoint_carries_what_showed_since_the_last_and_what_still_shows():
         ("discriminator_saturation", "act", Progress(images_seen=99, held_until=100), "tell"),
         ("gradient_vanishing", "act", Progress(images_seen=99, held_until=100), "tell"),
         ("gradient_explosion", "act", Progress(images_seen=99, held_until=100), "set back"),
-        ("discriminator_blindness", "act", Progress(), "tell"),
+        ("discriminator_blindness", "act", Progress(), "set back"),
         ("discriminator_blindness", "stop", Progress(), "end"),
         ("gradient_vanishing", "act", Progress(), "set back"),
         ("gradient_vanishing", "act", Progress(set_back=3), "tell"),
