@@ -260,7 +260,7 @@ VARIANTS = (
     Variant(name="lambda warms up", source="Esser et al. 2021", settings={"lambda_warmup": 12_000}),
     Variant(name="adaptive lambda", source="Esser et al. 2021", settings={"lambda": 1.0}, autoencoder=adaptive),
     Variant(name="lambda / 5", source="", settings={"lambda": 100.0}),
-    Variant(name="reconstructions not judged", source="", settings={"judge_reconstructions": False}),
+    Variant(name="reconstructions judged too", source="Larsen et al. 2016", settings={"judge_reconstructions": True}),
     Variant(name="features of D too", source="Larsen et al. 2016", autoencoder=features_too),
     Variant(name="free bits", source="Kingma et al. 2016", autoencoder=free_bits),
     Variant(name="cyclical beta", source="Fu et al. 2019", autoencoder=Cyclical),
