@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def finish(process: "subprocess.Popen[str]", seconds: float = 240) -> str:
+def finish(process: "subprocess.Popen[str]", seconds: float = 600) -> str:
     """What a command that succeeds printed."""
     output, errors = process.communicate(timeout=seconds)
     assert process.returncode == 0, errors or output
