@@ -22,7 +22,7 @@ log_every: 1_600
 checkpoints: {every: 1_600}
 workers: {count: 2}
 search: {trials: 1, grace: 1_600, reduction: 2}
-decision: {samples: 64}
+decision: {samples: 64, images: 64}
 """
 
 
