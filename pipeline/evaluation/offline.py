@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pipeline.data import manifest as manifests
 from pipeline.errors import Failure, Mistake
 from pipeline.evaluation.figures import Evaluator, open_evaluator
-from pipeline.evaluation.protocol import Evaluation, Protocol
+from pipeline.evaluation.protocol import Evaluation, Protocol, beside
 from pipeline.evaluation.seen import Seen
 from pipeline.ranks import Ranks
 from pipeline.references import find, is_model
@@ -143,7 +143,5 @@ def _print(ref: str, evaluation: Evaluation, absent: dict[str, str]) -> None:
 
 
 def _row(name: str, value: float, how: Protocol) -> list[str]:
-    noise, floor = (f"{how[key]:.2g}" if how[key] is not None else "" for key in ("noise", "floor"))
-    floor += f" (of {how['floor_samples']:,})" if "floor_samples" in how else ""
     counts = [f"{how[key]:,}" if key in how else "" for key in ("images", "samples")]
-    return [name.removeprefix("eval/"), f"{value:.4g}", noise, floor, *counts]
+    return [name.removeprefix("eval/"), f"{value:.4g}", *beside(how), *counts]

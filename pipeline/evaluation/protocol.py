@@ -42,6 +42,13 @@ def how(protocol: Protocol) -> dict[str, Value]:
     return {key: value for key, value in protocol.items() if key not in {"floor", "floor_samples", "noise"}}
 
 
+def beside(protocol: Protocol) -> tuple[str, str]:
+    """A figure's noise and floor in words, empty where there is none."""
+    noise, floor, fewer = (protocol.get(key) for key in ("noise", "floor", "floor_samples"))
+    counted = "" if fewer is None else f" of {fewer:,} images"
+    return "" if noise is None else f"{noise:.2g}", "" if floor is None else f"{floor:.3g}{counted}"
+
+
 def told(protocol: Protocol) -> str:
     """A protocol in a line, hashes cut short."""
     return ", ".join(

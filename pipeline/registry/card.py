@@ -1,6 +1,6 @@
 """What a person should know of a version of a model, as Markdown."""
 
-from pipeline.evaluation.protocol import Evaluation, how, told
+from pipeline.evaluation.protocol import Evaluation, beside, how, told
 from pipeline.references import Found
 
 
@@ -36,9 +36,7 @@ float32 (N, C, H, W) in [0, 1], codes (N, {networks.latent}, 1, 1).
 def _figures(evaluation: Evaluation) -> str:
     rows = []
     for name, value in evaluation.figures.items():
-        own = evaluation.protocols.get(name, {})
-        beside = ("" if found is None else f"{found:.3g}" for found in (own.get("noise"), own.get("floor")))
-        rows.append(f"| {' | '.join([name, f'{value:.4g}', *beside])} |")
+        rows.append(f"| {' | '.join([name, f'{value:.4g}', *beside(evaluation.protocols.get(name, {}))])} |")
     return "\n".join(rows)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import hypot, isnan, nan
 from typing import NamedTuple
 
-from pipeline.evaluation.protocol import Evaluation, Value, how, told
+from pipeline.evaluation.protocol import Evaluation, Value, beside, how, told
 from pipeline.settings import RECONSTRUCTION, Decision, better
 
 ANEW = "with `vaegan evaluate` into its checkpoint's evaluation.json, and register that checkpoint"
@@ -138,11 +138,9 @@ def _figure(side: Evaluation, name: str) -> str:
     """With what belongs to it."""
     if name not in side.figures:
         return "unknown"
-    own = side.protocols.get(name, {})
-    noise, floor = own.get("noise"), own.get("floor")
-    shown = f"{side.figures[name]:.4g}"
-    shown += "" if noise is None else f" +- {noise:.2g}"
-    return shown if floor is None else f"{shown} (floor {floor:.3g})"
+    noise, floor = beside(side.protocols.get(name, {}))
+    shown = f"{side.figures[name]:.4g}" + (f" +- {noise}" if noise else "")
+    return f"{shown} (floor {floor})" if floor else shown
 
 
 def _noise(side: Evaluation, name: str) -> float:
