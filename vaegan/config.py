@@ -99,10 +99,8 @@ class Objective:
     feature_layer: int = 1
     """Which of D's layers, counting its stride-2 convolutions (or its hidden layer) from 1. Larsen: 2 at 32 px,
     3 at 64 px."""
-    adversarial: Literal["non-saturating", "saturating", "relativistic"] = "non-saturating"
-    """The generator's term: -log D(G(z)), or log(1 - D(G(z))) as the equation has it. relativistic: D tells which of
-    two images is real, and both sides descend on pairs (Jolicoeur-Martineau 2018, arXiv 1807.00734; R3GAN, arXiv
-    2501.05441): no mode of the data can be given up. Wants a penalty."""
+    adversarial: Literal["non-saturating", "saturating"] = "non-saturating"
+    """The generator's term: -log D(G(z)), or log(1 - D(G(z))) as the equation has it."""
     penalty: float = 0.0
     """gamma of D's zero-centred gradient penalties, >= 0: gamma / 2 times its squared slope at real images (R1) and at
     generated ones (R2), which keeps the game from circling (Mescheder et al. 2018, arXiv 1801.04406)."""
@@ -127,13 +125,6 @@ class Objective:
         require(self.beta_warmup >= 0, "beta_warmup", self.beta_warmup, "a number of images >= 0")
         require(self.lambda_warmup >= 0, "lambda_warmup", self.lambda_warmup, "a number of images >= 0")
         require(self.penalty >= 0, "penalty", self.penalty, "a number >= 0")
-        if self.adversarial == "relativistic":
-            require(
-                self.gate is None,
-                "gate",
-                "given",
-                "none with adversarial: relativistic, which has no loss on real images alone",
-            )
         require(self.feature_layer >= 1, "feature_layer", self.feature_layer, "a whole number >= 1")
         if self.schedule == "plain":
             require(not self.judge_reconstructions, "judge_reconstructions", True, "false, or schedule: joint")

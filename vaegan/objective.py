@@ -48,15 +48,7 @@ def saturating(logits_B: Tensor) -> Tensor:
     return -softplus(logits_B)
 
 
-def relativistic(ahead: Tensor, behind: Tensor) -> Tensor:
-    """-log P(the first image is the real one of the two), in nats: D's loss of (real, generated), the generator's of
-    (generated, real). Jolicoeur-Martineau 2018, section 4; in this paired form R3GAN (Huang et al. 2024), eq. 1."""
-    return softplus(behind - ahead)
-
-
 GENERATOR_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"non-saturating": non_saturating, "saturating": saturating}
-
-
 STEP = 0.05
 """How far apart the two images are, in standard deviations of a pixel, between which a slope of D is measured."""
 
@@ -181,20 +173,15 @@ def joint_draft(objective: config.Objective, players: Players, batch: Batch, noi
 def discriminator_terms(
     objective: config.Objective, players: Players, batch: Batch, noise: Noise, made: Callable[[], Made]
 ) -> Terms:
-    """-L_GAN: `real`, `samples` and, where D judges them, `reconstructions`; relativistic: one for each pair of a real
-    image and one of these. Then `penalty`, and, to be told, the logits behind them."""
+    """-L_GAN: `real`, `samples` and, where D judges them, `reconstructions`. Then `penalty`, and, to be told, the
+    logits behind them."""
     names = ("reconstructions", "samples") if objective.judge_reconstructions else ("samples",)
     seen = torch.cat([batch.images, made().shown.detach()])
     beside = [] if noise.directions is None else [_beside(seen, noise.directions)]
     judged: Judgement = players["discriminator"].learner(torch.cat([seen, *beside]))  # one forward: DDP averages once
     logits = judged.logits_B[: len(seen)]
     real_B, *fakes = logits.split(len(batch.images))
-    if objective.adversarial == "relativistic":
-        losses = {name: relativistic(real_B, fake_B) for name, fake_B in zip(names, fakes, strict=True)}
-    else:
-        losses = {"real": real_loss(real_B)} | {
-            name: fake_loss(fake_B) for name, fake_B in zip(names, fakes, strict=True)
-        }
+    losses = {"real": real_loss(real_B)} | {name: fake_loss(fake_B) for name, fake_B in zip(names, fakes, strict=True)}
     if beside:
         losses["penalty"] = squared_slopes(logits, judged.logits_B[len(seen) :]).unflatten(0, (-1, len(real_B))).sum(0)
     return losses | {"logit_real": real_B.detach(), "logit_fake": torch.stack(fakes).mean(0).detach()}
@@ -217,17 +204,7 @@ def generator_terms(
     objective: config.Objective, players: Players, batch: Batch, noise: Noise, made: Callable[[], Made]
 ) -> Terms:
     """The generator's side of L_GAN on prior samples: `adversarial`."""
-    return {"adversarial": generator_loss(objective, players, batch, _judge(players, made().shown).logits_B)}
-
-
-def generator_loss(objective: config.Objective, players: Players, batch: Batch, logits: Tensor) -> Tensor:
-    """The generator's side of L_GAN, (B,), summed over what D was shown for each real image; logits: (K * B,)."""
-    logits_KB = logits.unflatten(0, (-1, len(batch.images)))
-    if objective.adversarial == "relativistic":
-        with torch.no_grad():
-            real_B = _judge(players, batch.images).logits_B
-        return relativistic(logits_KB, real_B).sum(0)
-    return GENERATOR_LOSSES[objective.adversarial](logits_KB).sum(0)
+    return {"adversarial": GENERATOR_LOSSES[objective.adversarial](_judge(players, made().shown).logits_B)}
 
 
 def vae_terms(
@@ -260,10 +237,11 @@ def joint_terms(
         judged = _judge(players, torch.cat([passed.reconstruction.presented(), passed.shown]))
         reconstruction_B = feature_nats(objective, players, batch, judged)
         logits = judged.logits_B[len(batch.images) :]
+    adversarial = GENERATOR_LOSSES[objective.adversarial](logits)
     return {
         "reconstruction": reconstruction_B,
         "kl": kl(passed.mean_BZ, passed.log_var_BZ),
-        "adversarial": generator_loss(objective, players, batch, logits),
+        "adversarial": adversarial.unflatten(0, (-1, len(batch.images))).sum(0),
     }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, relu
+from torch.nn.functional import pad, relu, softplus
 
 from pipeline.settings import merge, read_tree
 from tests.bench.common import machine, spread, table
@@ -63,11 +63,38 @@ def _logits(players: Players, images: Tensor) -> Tensor:
     return critic(images).logits_B
 
 
+def _judged(players: Players, batch: Batch, made: Make) -> tuple[Tensor, ...]:
+    """D's logits of real images, and of each kind of generated ones, (B,) each; D learns from them."""
+    seen = torch.cat([batch.images, made().shown.detach()])
+    logits: Tensor = players["discriminator"].learner(seen).logits_B
+    return logits.split(len(batch.images))
+
+
+def pairs_of_d(terms: TermsOf) -> TermsOf:
+    def changed(players: Players, batch: Batch, noise: Noise, made: Make) -> Terms:
+        found = terms(players, batch, noise, made)
+        real_B, *fakes = _judged(players, batch, made)
+        pairs = torch.stack([softplus(fake_B - real_B) for fake_B in fakes]).sum(0)
+        return {"pairs": pairs, "penalty": found["penalty"]}
+
+    return changed
+
+
+def pairs_of_g(terms: TermsOf) -> TermsOf:
+    def changed(players: Players, batch: Batch, noise: Noise, made: Make) -> Terms:
+        found = terms(players, batch, noise, made)
+        scores_KB = _logits(players, made().shown).unflatten(0, (-1, len(batch.images)))
+        with torch.no_grad():
+            real_B = _logits(players, batch.images)
+        return found | {"adversarial": softplus(real_B - scores_KB).sum(0)}
+
+    return changed
+
+
 def hinge_of_d(terms: TermsOf) -> TermsOf:
     def changed(players: Players, batch: Batch, noise: Noise, made: Make) -> Terms:
         found = terms(players, batch, noise, made)
-        seen = torch.cat([batch.images, made().shown.detach()])
-        real_B, *fakes = players["discriminator"].learner(seen).logits_B.split(len(batch.images))
+        real_B, *fakes = _judged(players, batch, made)
         hinges = {"real": relu(1 - real_B), "fakes": torch.stack([relu(1 + fake_B) for fake_B in fakes]).sum(0)}
         return hinges | {"penalty": found["penalty"]}
 
@@ -131,8 +158,7 @@ class LeCam:
 
     def __call__(self, players: Players, batch: Batch, noise: Noise, made: Make) -> Terms:
         found = self.terms(players, batch, noise, made)
-        seen = torch.cat([batch.images, made().shown.detach()])
-        real_B, *fakes = players["discriminator"].learner(seen).logits_B.split(len(batch.images))
+        real_B, *fakes = _judged(players, batch, made)
         fake_B = torch.stack(fakes).mean(0)
         self.real = 0.99 * self.real + 0.01 * float(real_B.detach().mean())
         self.fake = 0.99 * self.fake + 0.01 * float(fake_B.detach().mean())
@@ -236,24 +262,18 @@ def spectral(model: VAEGAN) -> None:
 
 VARIANTS = (
     Variant(name="the preset", source=""),
-    Variant(name="no penalty", source="Jolicoeur-Martineau 2018", settings={"penalty": 0.0}),
+    Variant(name="no penalty", source="Larsen et al. 2016", settings={"penalty": 0.0}),
     Variant(name="penalty x 4", source="Mescheder et al. 2018", settings={"penalty": 1.0}),
     Variant(name="R1 alone", source="Mescheder et al. 2018", discriminator=real_slopes_alone),
     Variant(name="exact slopes, lazily", source="Karras et al. 2020", discriminator=Lazily),
     Variant(name="one direction a batch", source="", discriminator=one_direction),
-    Variant(name="non-saturating", source="Goodfellow et al. 2014", settings={"adversarial": "non-saturating"}),
     Variant(
-        name="non-saturating, no penalty",
-        source="Larsen et al. 2016",
-        settings={"adversarial": "non-saturating", "penalty": 0.0},
+        name="relativistic pairs",
+        source="Jolicoeur-Martineau 2018; Huang et al. 2024",
+        discriminator=pairs_of_d,
+        autoencoder=pairs_of_g,
     ),
-    Variant(
-        name="hinge",
-        source="Lim & Ye 2017",
-        settings={"adversarial": "non-saturating"},
-        discriminator=hinge_of_d,
-        autoencoder=hinge_of_g,
-    ),
+    Variant(name="hinge", source="Lim & Ye 2017", discriminator=hinge_of_d, autoencoder=hinge_of_g),
     Variant(name="spectral norm", source="Miyato et al. 2018", prepared=spectral),
     Variant(name="DiffAugment", source="Zhao et al. 2020", discriminator=augmented, autoencoder=augmented),
     Variant(name="LeCam", source="Tseng et al. 2021", discriminator=LeCam),

@@ -136,7 +136,7 @@ def test_a_preset_may_be_built_on_another_and_a_file_on_both(tmp_path):
     (tmp_path / "a.yaml").write_text("preset: rgb-32\nobjective: {lambda: 7}\n")
     parsed = load(str(tmp_path / "a.yaml"))
     assert (parsed.name, parsed.objective.lambda_, parsed.networks.latent) == ("a", 7, 32)
-    assert parsed.objective.adversarial == load("default").objective.adversarial == "relativistic"
+    assert parsed.objective.penalty == load("default").objective.penalty == 0.25
 
 
 def test_a_missing_file_is_named_with_the_presets_there_are(tmp_path):

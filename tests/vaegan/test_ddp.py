@@ -20,14 +20,14 @@ TOWARDS_D, TOWARDS_DECODER = config.Gate(equilibrium=0.76, margin=0.02), config.
 NORMED = replace(CONV, width=24)
 UNNORMED = replace(CONV, norm="none")
 
-RELATIVISTIC = replace(JOINT, adversarial="relativistic", penalty=0.05, judge_reconstructions=True)
+PENALISED = replace(JOINT, penalty=0.05, judge_reconstructions=True)
 
 CASES: list[Case] = [
     ("plain", MLP, replace(PLAIN, beta_warmup=20, lambda_warmup=30), OPTIMIZERS),
     ("plain, convolutions, learned variance", UNNORMED, replace(PLAIN, likelihood=LEARNED), OPTIMIZERS),
     ("larsen", NORMED, replace(LARSEN, feature_layer=2), LARSENS),
-    ("relativistic", UNNORMED, RELATIVISTIC, OPTIMIZERS),
-    ("relativistic, plain", MLP, replace(RELATIVISTIC, schedule="plain", judge_reconstructions=False), OPTIMIZERS),
+    ("penalty", UNNORMED, PENALISED, OPTIMIZERS),
+    ("penalty, plain", MLP, replace(PENALISED, schedule="plain", judge_reconstructions=False), OPTIMIZERS),
     ("gate", MLP, replace(JOINT, gate=TOWARDS_DECODER), OPTIMIZERS),
     ("gate, plain", MLP, replace(PLAIN, gate=TOWARDS_D), OPTIMIZERS),
 ]

@@ -37,20 +37,19 @@ BERNOULLI = config.Likelihood(kind="bernoulli")
 OBJECTIVES = {
     "plain": PLAIN,
     "plain, saturating": replace(PLAIN, adversarial="saturating"),
-    "plain, relativistic": replace(PLAIN, adversarial="relativistic", penalty=0.5),
+    "plain, penalty": replace(PLAIN, penalty=0.5),
     "plain, features": replace(PLAIN, reconstruction="features"),
     "plain, learned variance": replace(PLAIN, likelihood=config.Likelihood(variance="learned")),
     "joint": JOINT,
     "joint, per-pixel variance": replace(JOINT, likelihood=config.Likelihood(variance="per-pixel")),
     "joint, reconstructions": replace(JOINT, judge_reconstructions=True),
-    "joint, relativistic": replace(JOINT, adversarial="relativistic", penalty=0.5, judge_reconstructions=True),
     "joint, penalty": replace(JOINT, penalty=0.5),
+    "joint, penalty, reconstructions": replace(JOINT, penalty=0.5, judge_reconstructions=True),
     "larsen": LARSEN,
     "larsen, bernoulli": replace(LARSEN, likelihood=BERNOULLI),
 }
 every_objective = pytest.mark.parametrize("settings", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 both_generator_losses = pytest.mark.parametrize("adversarial", ["non-saturating", "saturating"])
-every_adversarial = pytest.mark.parametrize("adversarial", ["non-saturating", "saturating", "relativistic"])
 
 
 def turn_of(settings: config.Objective, name: str) -> Turn:
@@ -107,9 +106,7 @@ def test_every_term_is_of_each_image(settings: config.Objective) -> None:
     assert norms == {f"{turn.name}/gradient_norm" for turn in turns(settings)}
     assert {logged[name].shape for name in logged.keys() - norms} == {(6,)}
     fakes = {"samples", "reconstructions"} if settings.judge_reconstructions else {"samples"}
-    expected = norms | {f"discriminator/{name}" for name in {"logit_real", "logit_fake"} | fakes}
-    if settings.adversarial != "relativistic":
-        expected.add("discriminator/real")
+    expected = norms | {f"discriminator/{name}" for name in {"real", "logit_real", "logit_fake"} | fakes}
     if settings.penalty:
         expected.add("discriminator/penalty")
     expected |= {"autoencoder/reconstruction", "autoencoder/kl"}
@@ -117,24 +114,7 @@ def test_every_term_is_of_each_image(settings: config.Objective) -> None:
     assert logged.keys() == expected
 
 
-# --- pairs and slopes -------------------------------------------------------------------------------------------------
-
-
-def test_a_relativistic_loss_is_the_surprise_at_which_of_two_is_real() -> None:
-    real, fake = torch.randn(2, 50, dtype=torch.float64)
-    odds = torch.exp(real) / (torch.exp(real) + torch.exp(fake))
-    torch.testing.assert_close(objective.relativistic(real, fake), -odds.log())
-    torch.testing.assert_close(objective.relativistic(fake, real), -(1 - odds).log())
-
-
-@pytest.mark.parametrize("schedule", ["plain", "joint"])
-def test_relativistic_sides_face_the_same_pairs(schedule: str) -> None:
-    settings = config.Objective(schedule=schedule, adversarial="relativistic")  # type: ignore[arg-type]
-    at = game(settings)
-    judged = terms_of(turn_of(settings, "discriminator"), at)["samples"]
-    generated = turn_of(settings, "generator" if schedule == "plain" else "autoencoder")
-    descended = terms_of(generated, at)["adversarial"]
-    torch.testing.assert_close(torch.exp(-judged) + torch.exp(-descended), torch.ones_like(judged))
+# --- slopes -----------------------------------------------------------------------------------------------------------
 
 
 def test_squared_slopes_of_a_line_average_to_its_gradients_square() -> None:
@@ -333,7 +313,7 @@ def adversarial_alone(settings: config.Objective) -> Turn:
     return replace(turn_of(settings, "autoencoder"), terms=terms)
 
 
-@every_adversarial
+@both_generator_losses
 @pytest.mark.parametrize("settings", [PLAIN, JOINT], ids=["plain", "joint"])
 def test_the_generator_never_helps_the_discriminator(settings: config.Objective, adversarial: str) -> None:
     settings = replace(settings, adversarial=adversarial)  # type: ignore[arg-type]
@@ -350,7 +330,7 @@ def test_the_generator_never_helps_the_discriminator(settings: config.Objective,
         assert score() > before
 
 
-@every_adversarial
+@both_generator_losses
 def test_the_decoder_raises_the_score_of_its_reconstructions_too(adversarial: str) -> None:
     settings = replace(LARSEN, adversarial=adversarial)  # type: ignore[arg-type]
     at = game(settings)
@@ -367,7 +347,7 @@ def test_the_decoder_raises_the_score_of_its_reconstructions_too(adversarial: st
     assert same(encoder_before, values(at.model.encoder))
 
 
-@every_adversarial
+@both_generator_losses
 @pytest.mark.parametrize("settings", [PLAIN, JOINT, LARSEN], ids=["plain", "joint", "larsen"])
 def test_the_discriminators_step_raises_L_GAN(settings: config.Objective, adversarial: str) -> None:
     settings = replace(settings, adversarial=adversarial)  # type: ignore[arg-type]
@@ -467,15 +447,8 @@ class Reference:
         divergence = kl_divergence(posterior, Normal(torch.zeros(()), torch.ones(()))).sum(1)
         return (-p.log_prob(at_x) + self.settings.beta * divergence).mean()
 
-    def beats(self, ahead: Tensor, behind: Tensor) -> Tensor:
-        """log P(of these two probabilities of being real, the first image is the real one), given that one is."""
-        ahead, behind = ahead / (1 - ahead), behind / (1 - behind)
-        return (ahead / (ahead + behind)).log()
-
     def generators(self, z: Tensor, batch: Batch) -> Tensor:
         d_fake = self.model.discriminator(self.model.decoder(z))
-        if self.settings.adversarial == "relativistic":
-            return -self.beats(d_fake, self.model.discriminator(batch.images)).mean()
         return {"non-saturating": -d_fake.log(), "saturating": (1 - d_fake).log()}[self.settings.adversarial].mean()
 
     def update(self, batch: Batch, noise: Noise) -> None:
@@ -483,10 +456,7 @@ class Reference:
         fakes = [g(noise.prior_BZ)]
         if self.settings.judge_reconstructions:
             fakes.append(g(self.codes(batch, noise)[1]))
-        if self.settings.adversarial == "relativistic":
-            l_gan = torch.stack([self.beats(d(batch.images), d(x)) for x in fakes]).sum(0).mean()
-        else:
-            l_gan = d(batch.images).log().mean() + torch.stack([(1 - d(x)).log() for x in fakes]).sum(0).mean()
+        l_gan = d(batch.images).log().mean() + torch.stack([(1 - d(x)).log() for x in fakes]).sum(0).mean()
         if noise.directions is not None:
             ends = [(d(x), d(x + STEP * noise.directions)) for x in (batch.images, *fakes)]
             slopes = torch.stack([(there.logit() - here.logit()) / STEP for here, there in ends])
@@ -508,10 +478,10 @@ class Reference:
 REFERRED = {
     "plain": PLAIN,
     "plain, saturating, bernoulli": replace(PLAIN, adversarial="saturating", likelihood=BERNOULLI),
-    "plain, relativistic": replace(PLAIN, adversarial="relativistic", penalty=0.5),
+    "plain, penalty": replace(PLAIN, penalty=0.5),
     "plain, features": replace(PLAIN, reconstruction="features"),
     "joint": JOINT,
-    "joint, relativistic": replace(JOINT, adversarial="relativistic", penalty=0.5, judge_reconstructions=True),
+    "joint, penalty": replace(JOINT, penalty=0.5, judge_reconstructions=True),
     "joint, reconstructions, saturating": replace(JOINT, judge_reconstructions=True, adversarial="saturating"),
     "larsen": LARSEN,
 }
@@ -648,10 +618,7 @@ def test_the_logits_that_are_told_are_those_that_the_losses_are_of(settings: con
     real, fake = (logged[f"discriminator/logit_{which}"] for which in ("real", "fake"))
     judged = [loss for name, loss in logged.items() if name.endswith(("/samples", "/reconstructions"))]
     behind = torch.stack([loss.expm1().log() for loss in judged]).mean(0)
-    if settings.adversarial == "relativistic":
-        behind = behind + real
-    else:
-        torch.testing.assert_close(logged["discriminator/real"], objective.real_loss(real))
+    torch.testing.assert_close(logged["discriminator/real"], objective.real_loss(real))
     torch.testing.assert_close(fake, behind)
 
 
