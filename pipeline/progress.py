@@ -134,7 +134,8 @@ class _Trials:
             case "status", {"text": str(status)}:
                 self._running.pop(trial, None)
                 came_to = f"{metric} {self._best[trial]:.4g}" if trial in self._best else "no checkpoint"
-                text = f"{trial.name}: {status.lower()} at {event.step:,} images, {came_to}"
+                seen = f"{event.step:,} of {self._settings.stop.images:,} images"
+                text = f"{trial.name}: {status.lower()} at {seen}, {came_to}"
                 self._bar.write(text, file=sys.stderr)
                 self._ended.add(trial)
                 self._bar.update(len(self._ended) - self._bar.n)

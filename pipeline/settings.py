@@ -177,9 +177,9 @@ class Health:
     logit_gap: float = 50.0
     """Between the discriminator's mean logits on real and on generated images, either way: bad above."""
     gradient_vanishing: float = 1e-3
-    """Norm of a player's gradient, the smallest: bad below."""
+    """Norm of the gradient of the discriminator or, where it has a turn of its own, of the generator: bad below."""
     gradient_explosion: float = 1e6
-    """The largest: bad above."""
+    """Norm of any player's gradient, the largest: bad above."""
 
     def __post_init__(self) -> None:
         require(self.patience >= 0, "patience", self.patience, "a number of images >= 0")
@@ -271,7 +271,7 @@ class Settings:
     log_every: int = 5_000
     """Images between points of the training curves."""
     average_half_life: int = 20_000
-    """Of the moving average of the weights, in images; 0: no averaging."""
+    """Of the moving average of the weights, in images, and a tenth of those seen at most; 0: no averaging."""
     data: Data = field(default_factory=Data)
     networks: Networks = field(default_factory=Networks)
     objective: Objective = field(default_factory=Objective)

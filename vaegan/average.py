@@ -5,6 +5,10 @@ from copy import deepcopy
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+YOUNG = 9
+"""While the average is young its decay in update n, counted from 0, is at most n / (n + YOUNG): it reaches back over a
+tenth of the training, not to weights that had learnt nothing. So does TensorFlow's ExponentialMovingAverage."""
+
 
 class MovingAverage:
     """An exponential average of a network's weights.
@@ -14,17 +18,17 @@ class MovingAverage:
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        """decay: of the average in one update, in [0, 1)."""
+        """decay: of the average in one update, in [0, 1), once it is no longer young."""
         self.module = deepcopy(network).requires_grad_(False)
         self.n_averaged = 0
         self._network = list(network.parameters())
         self._module = list(self.module.parameters())
-        self._copy, self._blend = get_ema_multi_avg_fn(0.0), get_ema_multi_avg_fn(decay)
+        self._decay = decay
 
     def update(self) -> None:
         """Take in the network's weights as they are now; the first ones as they are."""
-        blend = self._blend if self.n_averaged else self._copy
-        blend(self._module, self._network, self.n_averaged)
+        n = self.n_averaged
+        get_ema_multi_avg_fn(min(self._decay, n / (n + YOUNG)))(self._module, self._network, n)
         self.n_averaged += 1
 
 

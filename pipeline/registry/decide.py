@@ -5,7 +5,7 @@ given other figures. The seed of training is no noise here. It made another mode
 """
 
 from collections.abc import Sequence
-from math import hypot, isnan, nan
+from math import hypot, isfinite, isnan, nan
 from typing import NamedTuple
 
 from pipeline.evaluation.protocol import Evaluation, Value, beside, how, told
@@ -45,11 +45,13 @@ class Verdict(NamedTuple):
 def decide(candidate: Evaluation, champion: Evaluation | None, metric: str, rules: Decision) -> Verdict:
     """Promote what is better by `metric` than chance explains, healthy, and reconstructs well enough.
 
-    The first of all has only to be healthy and measured on enough. Where a figure or its noise is missing its gate
+    The first of all has only to be healthy and measured, on enough. Where a figure or its noise is missing its gate
     stays shut.
     """
     if champion is None:
-        first = Gate(metric, _figure(candidate, metric), "", "", True, "there is no champion yet")
+        measured = isfinite(candidate.figures.get(metric, nan))
+        why = "there is no champion yet" if measured else f"{metric} is {_figure(candidate, metric)}: measure it {ANEW}"
+        first = Gate(metric, _figure(candidate, metric), "", "a number", measured, why)
         alone = (*_counts(candidate, NOBODY, metric, rules), _health(candidate, NOBODY))
         return Verdict((first, *(gate._replace(champion="") for gate in alone)))
     return Verdict(
@@ -67,8 +69,8 @@ def _gain(candidate: Evaluation, champion: Evaluation, metric: str, rules: Decis
     new, old = candidate.figures.get(metric, nan), champion.figures.get(metric, nan)
     gain = old - new if better(metric) == "min" else new - old
     noise = hypot(_noise(candidate, metric), _noise(champion, metric))
-    passed = gain > rules.noises * noise
-    if isnan(gain) or isnan(noise):
+    passed = isfinite(new) and gain > rules.noises * noise
+    if not isfinite(new) or isnan(gain) or isnan(noise):
         why = f"{metric} or its noise is not known of both: measure the one that lacks it {ANEW}"
     elif gain <= 0:
         why = f"{metric} is {new:.4g}, no better than the champion's {old:.4g}: train longer, or search other settings"

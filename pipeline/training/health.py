@@ -78,7 +78,7 @@ SIGNS = {
     ),
     "gradient_vanishing": Sign(
         "below",
-        "a player no longer learns: as a rule a discriminator that has died",
+        "the discriminator has died, or the generator gets nothing from it",
         "lower optimizers.discriminator.lr",
         cure="set back",
         whose="discriminator",
@@ -114,14 +114,14 @@ def readings(terms: Mapping[str, float], units: int, lambda_: float) -> dict[str
 
     Where nobody learns from the discriminator, lambda being 0, it may be as sure as it likes.
     """
-    norms = [value for name, value in terms.items() if name.endswith("/gradient_norm")]
-    found = {"posterior_collapse": terms["autoencoder/kl"] / units, "gradient_explosion": max(norms)}
+    norms = {name.partition("/")[0]: norm for name, norm in terms.items() if name.endswith("/gradient_norm")}
+    found = {"posterior_collapse": terms["autoencoder/kl"] / units, "gradient_explosion": max(norms.values())}
     if lambda_ > 0:
         kinds = [f"discriminator/{kind}" for kind in ("real", "samples", "reconstructions")]
         loss = fmean(terms[kind] for kind in kinds if kind in terms)
         found |= {"discriminator_saturation": loss, "discriminator_blindness": COIN - loss}
         found["logit_gap"] = abs(terms["discriminator/logit_real"] - terms["discriminator/logit_fake"])
-        found["gradient_vanishing"] = min(norms)
+        found["gradient_vanishing"] = min(norm for turn, norm in norms.items() if turn != "autoencoder")
     return found
 
 

@@ -82,13 +82,15 @@ def _sink(directory: Path, tracker: Tracker) -> Iterator[None]:
 
 def summarise(settings: Settings, outcome: Outcome) -> None:
     """How a run ended, its best and its newest checkpoint, and where to look."""
-    names = [name for name in outcome.best.figures if name in outcome.newest.figures]
-    rows = [
-        [label, f"{checkpoint.images_seen:,}", *(f"{checkpoint.figures[name]:.4g}" for name in names)]
-        for label, checkpoint in (("best", outcome.best), ("newest", outcome.newest))
+    shown = {"best": outcome.best} | ({} if outcome.newest == outcome.best else {"newest": outcome.newest})
+    names = [name for name in outcome.best.figures if all(name in checkpoint.figures for checkpoint in shown.values())]
+    rows = [["images seen", *(f"{checkpoint.images_seen:,}" for checkpoint in shown.values())]]
+    rows += [
+        [name.removeprefix("eval/"), *(f"{checkpoint.figures[name]:.4g}" for checkpoint in shown.values())]
+        for name in names
     ]
     print(f"\n{settings.name}: {outcome.why}; best by {settings.checkpoints.metric}")
-    print_table(["checkpoint", "images seen", *(name.removeprefix("eval/") for name in names)], rows)
+    print_table(["checkpoint", *shown], rows)
     print(f"best checkpoint: {os.path.relpath(outcome.best.path)}")
     print(f"pictures:        {os.path.relpath(outcome.directory / 'pictures')}")
     found = run_id(outcome.directory)

@@ -82,7 +82,8 @@ def run_trial(config: Mapping[str, object], base: Tree, directory: str, tags: di
         open_record(trial, launch.record_of(settings, manifest, tags, parent=".."))
         launch.run(settings, trial, Start(began), [TuneReportCallback()])
     except (Failure, Mistake) as trouble:
-        Journal(trial).note(0, "warning", str(trouble))
+        if ended(trial) != "FINISHED":  # one that the search stops loses its cluster as it dies
+            Journal(trial).note(0, "warning", str(trouble))
         raise
 
 

@@ -91,6 +91,14 @@ def test_what_needs_no_comparison_is_asked_of_the_first_too(champion):
     assert decide(evaluation(1.0), None, FD, RULES).why == "there is no champion yet"
 
 
+@pytest.mark.parametrize("figures", [{}, {FD: float("nan")}, {FD: float("inf")}])
+def test_the_first_champion_has_its_figure(figures):
+    unknown = replace(evaluation(1.0), figures=figures)
+    for champion in (None, evaluation(1.0)):
+        verdict = decide(unknown, champion, FD, RULES)
+        assert set(shut(verdict)) >= {FD} and FD in verdict.why and ANEW in verdict.why
+
+
 @pytest.mark.parametrize("champion", [None, evaluation(9.0, images=3)])
 def test_a_distance_to_a_handful_of_held_out_images_makes_no_champion(champion):
     verdict = decide(evaluation(1.0, images=3), champion, FD, RULES)

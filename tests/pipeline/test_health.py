@@ -54,6 +54,11 @@ def test_readings_are_those_of_the_terms():
     }
 
 
+def test_a_gradient_that_vanishes_is_that_of_who_learns_from_the_game_alone():
+    terms = TERMS | {"autoencoder/gradient_norm": 1e-5, "generator/gradient_norm": 0.5}
+    assert health.readings(terms, 4, 1.0)["gradient_vanishing"] == 0.5
+
+
 def test_nothing_is_held_against_a_discriminator_that_nobody_learns_from():
     assert health.readings(TERMS, 4, 0.0).keys() == {"posterior_collapse", "gradient_explosion"}
 

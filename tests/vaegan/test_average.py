@@ -22,11 +22,21 @@ def test_after_a_half_life_half_of_the_distance_is_left(half_life: int, batch: i
     network = nn.Linear(2, 3)
     average = moving_average(network, half_life, batch)
     fill(network, 1.0)
-    average.update()  # the first update copies
+    for _ in range(20 * half_life // batch):  # until it is no longer young
+        average.update()
     fill(network, 5.0)
     for _ in range(half_life // batch):
         average.update()
     torch.testing.assert_close(averaged(average), torch.full((9,), 5.0 + (1.0 - 5.0) / 2))
+
+
+def test_a_young_average_reaches_back_over_a_tenth_of_the_training() -> None:
+    network = nn.Linear(2, 3)
+    average = moving_average(network, 1_000_000, 64)
+    for update in range(1, 1001):
+        fill(network, float(update))
+        average.update()
+    torch.testing.assert_close(averaged(average), torch.full((9,), 900.1))
 
 
 def test_without_a_half_life_the_newest_weights_are_kept() -> None:
@@ -41,8 +51,12 @@ def test_without_a_half_life_the_newest_weights_are_kept() -> None:
 def test_the_average_is_torchs_bit_for_bit() -> None:
     network = nn.Linear(2, 3)
     average = moving_average(network, 500, 64)
-    theirs = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.5 ** (64 / 500)))
-    for _ in range(4):
+
+    def blend(module: list[torch.Tensor], network: list[torch.Tensor], n: "torch.Tensor | int") -> None:
+        get_ema_multi_avg_fn(min(0.5 ** (64 / 500), int(n) / (int(n) + 9)))(module, network, n)  # type: ignore[arg-type]
+
+    theirs = AveragedModel(network, multi_avg_fn=blend)
+    for _ in range(200):
         for parameter in network.parameters():
             nn.init.normal_(parameter)
         average.update()
