@@ -34,8 +34,10 @@ def progress_line(directory: Path, name: str, images: int) -> Iterator[None]:
     """A line that follows a run's journal, on a terminal rewritten in place, elsewhere a line every ten seconds."""
     journal = directory / JOURNAL
     offset = journal.stat().st_size if journal.exists() else 0
-    bar = tqdm(total=images, desc=name, unit="img", unit_scale=True, mininterval=_pause_s(), dynamic_ncols=True)
-    with _followed(bar, partial(_follow, directory, offset, _Line(bar))):
+    bar = tqdm(
+        total=images, desc=f"{name} starts", unit="img", unit_scale=True, mininterval=_pause_s(), dynamic_ncols=True
+    )
+    with _followed(bar, partial(_follow, directory, offset, _Line(bar, name, images))):
         yield
 
 
@@ -59,8 +61,11 @@ def _pause_s() -> float:
 
 
 class _Line:
-    def __init__(self, bar: "tqdm[Never]") -> None:
+    def __init__(self, bar: "tqdm[Never]", name: str, images: int) -> None:
         self._bar = bar
+        self._name = name
+        self._images = images
+        self._trains = False
         self._shown: dict[str, str] = {}
 
     def show(self, event: Event) -> None:
@@ -72,7 +77,18 @@ class _Line:
         elif event.kind == "metrics":
             self._shown |= {SHORT[key]: f"{value:.4g}" for key, value in event.body.items() if key in SHORT}
             self._bar.set_postfix(self._shown, refresh=False)
-            self._bar.update(max(0, event.step - self._bar.n))  # a figure comes later than its checkpoint
+            seen = min(event.step, self._images)  # a batch may go beyond
+            if not self._trains:
+                self._begin(seen)
+            self._bar.update(max(0, seen - self._bar.n))  # a figure comes later than its checkpoint
+
+    def _begin(self, seen: int) -> None:
+        """Rate and time left are those of training, not of what went before it."""
+        self._trains = True
+        self._bar.set_description(self._name, refresh=False)
+        self._bar.unpause()
+        self._bar.initial = self._bar.n = seen
+        self._bar.refresh()
 
 
 def _follow(directory: Path, offset: int, line: _Line, done: threading.Event) -> None:

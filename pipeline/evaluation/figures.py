@@ -16,7 +16,7 @@ from pipeline.evaluation.comparisons import COMPARISONS, Comparison, class_cover
 from pipeline.evaluation.estimate import Estimate
 from pipeline.evaluation.extractors import Extractor, open_extractor
 from pipeline.evaluation.factors import disentanglement
-from pipeline.evaluation.held_out import HeldOut, read
+from pipeline.evaluation.held_out import LEAST, HeldOut, read
 from pipeline.evaluation.observer import BOUND_DRAWS, BOUND_IMAGES, DEQUANTISED, Codes, Model, Observer
 from pipeline.evaluation.protocol import Evaluation
 from pipeline.evaluation.protocol import Protocol as How
@@ -24,6 +24,7 @@ from pipeline.evaluation.seen import Seen
 from pipeline.ranks import Ranks
 from pipeline.settings import FACTORS, SIMILARITIES, set_figure
 from pipeline.settings import Evaluation as Settings
+from vaegan.execution import exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class Evaluator:
         self._ranks = ranks or Ranks()
         self._seed = seed
         self.observer = Observer(held_out, extractors, self._ranks, seed)
-        self._groups = [*self._of_sets(), *self._of_images(), *self._of_latents()]
+        self._groups = self._every_group()
         self._reference: Seen | None = None
         self._floors: dict[str, Estimate] = {}
 
@@ -75,6 +76,11 @@ class Evaluator:
     def absent(self) -> dict[str, str]:
         """Figures that these images, or so few samples, can't give, and why."""
         return {name: group.lacking for group in self._groups if group.lacking for name in group.names}
+
+    def agree(self) -> None:
+        """Measure what every rank has the weights for, and no more: all ranks together, before anything else."""
+        self.observer.agree()
+        self._groups = self._every_group()
 
     def require(self, metric: str) -> None:
         """Raise Mistake where these images, or so few samples, can't give the figure that checkpoints are ranked by."""
@@ -87,7 +93,11 @@ class Evaluator:
         return Codes("prior", torch.randn(self._samples, latent, generator=generator))
 
     def evaluate(self, model: Model, codes: Codes) -> Evaluation:
-        """All that can be said of a model: all ranks together, and the same on each."""
+        """All that can be said of a model: all ranks together, and the same on each, in float32 proper."""
+        with exact():
+            return self._evaluated(model, codes)
+
+    def _evaluated(self, model: Model, codes: Codes) -> Evaluation:
         if self._reference is None:
             reference = self.observer.reference()
             self._ranks.add(*reference.tensors())
@@ -117,6 +127,9 @@ class Evaluator:
             return {"floor": None}
         few = len(self.held_out.training) < int(how["samples"] or 0)
         return {"floor": self._floors[name].value} | ({"floor_samples": len(self.held_out.training)} if few else {})
+
+    def _every_group(self) -> list[Group]:
+        return [*self._of_sets(), *self._of_images(), *self._of_latents()]
 
     def _of_sets(self) -> Iterator[Group]:
         """Sets of images, compared by their features."""
@@ -190,11 +203,14 @@ class Evaluator:
             how=self._how(images, seed=self._seed),
             estimates=lambda seen: [Estimate(seen.latents.aggregate_gap)] if seen.latents else [],
         )
-        few = "the data set has no columns of whole numbers that say what made an image"
+        few = (
+            "disentanglement takes two columns of whole numbers, apart from the label, that say what made an image, "
+            f"and each value of them on {LEAST} images"
+        )
         yield Group(
             names=tuple(f"eval/{name}/latents" for name in FACTORS),
             applies=lambda seen: _has("means", seen) and seen["means"].shape[1] > 1,
-            how=self._how(len(factors_PK), seed=self._seed),
+            how=self._how(len(factors_PK), seed=self._seed, factors=", ".join(self.held_out.factors)),
             estimates=self._disentanglement,
             lacking="" if factors_PK.shape[1] else few,
         )
@@ -235,7 +251,7 @@ class Evaluator:
 
     def _disentanglement(self, seen: Seen) -> list[Estimate]:
         factors_PK = self.held_out.factors_PK
-        codes_PZ = seen["means"][: len(factors_PK)]
+        codes_PZ = seen["means"][self.held_out.factor_rows_P]
         found = disentanglement(codes_PZ.cpu().numpy(), factors_PK.numpy(), self._seed)
         return [Estimate(found[name]) for name in FACTORS]
 

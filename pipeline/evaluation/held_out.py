@@ -27,32 +27,42 @@ class HeldOut:
     """(N, C, H, W) uint8."""
     training: Tensor
     """(M, C, H, W) uint8, at most as many as there will be samples: a perfect model draws such as these."""
+    factors: tuple[str, ...]
+    """Names of K columns of whole numbers that say what made an image; none where there are not two or more."""
+    factor_rows_P: Tensor
+    """The held-out images whose factors are looked at, by number, in order."""
     factors_PK: Tensor
-    """What made each of the first held-out images, by number, int64; K is 0 where the data set doesn't say."""
+    """Their factors, int64."""
 
 
 def read(data: str, manifest: Manifest, settings: Evaluation) -> HeldOut:
     """What the settings of an evaluation ask for, of a data set. Raises Mistake."""
     images = first_images(data, manifest, settings.split, settings.images)
+    names, rows_P, factors_PK = _factors(data, manifest, settings.split, len(images))
     others = settings.samples if "train" in manifest.splits and settings.split != "train" else 0
     return HeldOut(
         digest=manifest.digest,
         split=settings.split,
         images=images,
         training=first_images(data, manifest, "train", others) if others else images[:0],
-        factors_PK=_factors(data, manifest, settings),
+        factors=names,
+        factor_rows_P=rows_P,
+        factors_PK=factors_PK,
     )
 
 
-def _factors(data: str, manifest: Manifest, settings: Evaluation) -> Tensor:
+def _factors(data: str, manifest: Manifest, split: str, images: int) -> tuple[tuple[str, ...], Tensor, Tensor]:
     """Columns of whole numbers apart from the label, where there are several, each value of them several times."""
-    columns, count = [], min(settings.images, FACTOR_IMAGES)
+    rows_P = torch.randperm(images, generator=torch.Generator().manual_seed(0))[:FACTOR_IMAGES].sort().values
+    found = {}  # rows by chance: in a grid of all combinations the first ones have factors that never change
     for name in manifest.whole:
         try:
-            factor_P = first_columns(data, manifest, settings.split, [name], count)[:, 0]
+            factor_P = first_columns(data, manifest, split, [name], images)[rows_P, 0]
         except Mistake:  # it has gaps; damage would have shown with the images
             continue
         counts = factor_P.unique(return_counts=True)[1]
         if name != LABEL and len(counts) > 1 and counts.min() >= LEAST:
-            columns.append(factor_P)
-    return torch.stack(columns, 1) if len(columns) >= 2 else torch.empty(0, 0, dtype=torch.int64)
+            found[name] = factor_P
+    if len(found) < 2:
+        return (), rows_P[:0], torch.empty(0, 0, dtype=torch.int64)
+    return tuple(found), rows_P, torch.stack(list(found.values()), 1)

@@ -32,8 +32,14 @@ class Measure:
         data = settings.data.path
         self._seed = settings.seed
         self._ranks = ranks
+        self._metric = settings.checkpoints.metric
         self._evaluator = open_evaluator(data, manifests.load(data), settings.evaluation, ranks)
-        self._evaluator.require(settings.checkpoints.metric)
+        self._evaluator.require(self._metric)
+
+    def agree(self) -> None:
+        """Measure what all ranks can, all ranks together. Raises Mistake on each where the metric is not among it."""
+        self._evaluator.agree()
+        self._evaluator.require(self._metric)
 
     def __call__(self, autoencoder: Autoencoder) -> Found:
         """All ranks together."""

@@ -17,6 +17,7 @@ from pipeline.evaluation.extractors import Extractor
 from pipeline.evaluation.held_out import HeldOut
 from pipeline.evaluation.seen import Seen
 from pipeline.ranks import Ranks
+from pipeline.settings import SIMILARITIES
 from vaegan import Autoencoder
 from vaegan.metrics.bounds import bits_per_dim, importance_nats, infer
 from vaegan.metrics.latents import Latents
@@ -59,6 +60,11 @@ class Observer:
         self._extractors = extractors
         self._ranks = ranks
         self._seed = seed
+
+    def agree(self) -> None:
+        """Leave out measures whose weights another rank's host lacks."""
+        lacking = [name for name in SIMILARITIES if self._ranks.any(name not in self.similarities)]
+        self.similarities = {name: of for name, of in self.similarities.items() if name not in lacking}
 
     @torch.no_grad()
     def reference(self) -> Seen:

@@ -115,7 +115,8 @@ def _in_ray(evaluator: Evaluator, model: Autoencoder, data: str, settings: Setti
         if (free := ray.available_resources().get("CPU", 0.0)) < workers:
             print(f"--workers {workers} waits for CPUs: {free:g} of the cluster's {cores} are free", file=sys.stderr)
         part, kept = ray.remote(num_cpus=1)(_part), ray.put(model)
-        parts = [part.remote(kept, data, settings, Ranks(rank, workers)) for rank in range(workers)]
+        known = tuple(evaluator.observer.similarities)
+        parts = [part.remote(kept, data, settings, Ranks(rank, workers), known) for rank in range(workers)]
         try:
             (reference, seen), *others = ray.get(parts)
         except ray.exceptions.RayError as error:
@@ -127,9 +128,11 @@ def _in_ray(evaluator: Evaluator, model: Autoencoder, data: str, settings: Setti
     return evaluator.conclude(seen, "prior")
 
 
-def _part(model: Autoencoder, data: str, settings: Settings, share: Ranks) -> tuple[Seen, Seen]:
-    """What one of several processes sees of the data and of the model."""
+def _part(model: Autoencoder, data: str, settings: Settings, share: Ranks, known: tuple[str, ...]) -> tuple[Seen, Seen]:
+    """What one of several processes sees of the data and of the model. known: similarities that are to be measured."""
     evaluator = open_evaluator(data, manifests.load(data), settings, share)
+    if (here := tuple(evaluator.observer.similarities)) != known:
+        raise Mistake(f"a host measures {', '.join(here)}, the first {', '.join(known)}: give all the same weights")
     return evaluator.observer.reference(), evaluator.observer.look(model, evaluator.prior(model.decoder.latent_size))
 
 

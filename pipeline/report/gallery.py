@@ -12,7 +12,8 @@ CAPTIONS = {
     "reconstructions": "Reconstructions, each below its original.",
     "interpolations": "Interpolations: from one held-out image to another, straight through the latent space.",
     "traversals": "Traversals: one held-out image, one latent unit a row moved from -3 to 3; the most active first.",
-    "neighbours": "Learnt by heart? The samples closest to a training image, each beside its nearest training images.",
+    "neighbours": "Learnt by heart? The samples closest to a training image, each beside the nearest of the first "
+    "evaluation.samples training images.",
 }
 
 

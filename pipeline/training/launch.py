@@ -15,7 +15,9 @@ from pipeline.data import manifest as manifests
 from pipeline.data.manifest import Manifest
 from pipeline.errors import Failure, Mistake
 from pipeline.evaluation import curves, pictures
+from pipeline.evaluation.measure import Measure
 from pipeline.lineage import lineage
+from pipeline.ranks import Ranks
 from pipeline.rundir import PICTURES, Journal, Record, ended, new_record, read_journal
 from pipeline.settings import Settings, dump, identity
 from pipeline.tracking import store_uri
@@ -54,6 +56,11 @@ def preflight(settings: Settings) -> Manifest:
         raise Mistake(f"the split {settings.evaluation.split!r} has {rows} images; a figure takes {few} at least")
     _require_fitting_networks(settings, manifest)
     return manifest
+
+
+def require_measurable(settings: Settings) -> None:
+    """Raise Mistake where the data and this machine can't give the figures that checkpoints are ranked by."""
+    Measure(settings, Ranks())
 
 
 def record_of(settings: Settings, manifest: Manifest, tags: dict[str, str], parent: str | None = None) -> Record:

@@ -57,6 +57,10 @@ def train(
         trouble = str(mistake)
     if ranks.any(material is None) or material is None:  # before DDP is built: that is a collective too
         return Ending("mistake", trouble or "another worker could not read the data; its log says why")
+    try:
+        material.measure.agree()
+    except Mistake as mistake:
+        return Ending("mistake", str(mistake))
     start = start or Start(time.time())
     start.lap("data")
     return Loop(settings, directory, ranks, report, material, start, aside).run()

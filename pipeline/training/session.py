@@ -26,6 +26,7 @@ def train_one(settings: Settings, start: Start) -> Outcome:
     directory = Path(settings.home).absolute() / settings.name
     manifest = launch.preflight(settings)
     require_same_identity(directory, identity(settings, manifest.digest))
+    launch.require_measurable(settings)
     start.lap("imports")
     with tracked(settings, directory) as begin_tracking, cluster() as own:
         require_room(settings, own)
@@ -45,10 +46,11 @@ def train_one(settings: Settings, start: Start) -> Outcome:
 
 
 def dry_run(settings: Settings) -> None:
-    """Print a run's settings in full, and find what would be wrong with it. Raises Mistake."""
-    YAML().dump(dump(settings), sys.stdout)
+    """Find what would be wrong with a run, and print its settings in full. Raises Mistake."""
     manifest = launch.preflight(settings)
     require_same_identity(Path(settings.home) / settings.name, identity(settings, manifest.digest))
+    launch.require_measurable(settings)
+    YAML().dump(dump(settings), sys.stdout)
     print(f"# nothing wrong: {manifest.rows('train'):,} images of {manifest.shape} to train on")
 
 

@@ -35,6 +35,7 @@ def search_all(config: str, overrides: Sequence[str]) -> None:
     directory = Path(settings.home) / settings.name
     manifest = launch.preflight(settings)
     require_same_identity(directory, _identity(space, manifest.digest))
+    launch.require_measurable(settings)
     with tracked(settings, directory) as begin_tracking, cluster() as own:
         concurrent = _concurrent(space, settings, own)
         begin_tracking()

@@ -48,6 +48,24 @@ def test_a_batch_that_workers_do_not_divide_is_refused(here: Path, capsys: pytes
     assert "data.batch is 64" in line and "3 workers" in line
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["evaluation.extractors=[classifier]", "checkpoints.metric=eval/fd_classifier/samples"], "features train"),
+        (["checkpoints.metric=eval/kd_pca64/samples"], "there are 359 of the split 'test'"),
+    ],
+)
+def test_what_checkpoints_can_not_be_measured_by_is_told_before_anything_starts(
+    here: Path, capsys: pytest.CaptureFixture[str], changes: list[str], told: str
+) -> None:
+    assert main(["data", "prepare", "digits", "--out", "data"]) == 0
+    capsys.readouterr()
+    sets = [part for change in ("data.path=data", *changes) for part in ("--set", change)]
+    for dry in ([], ["--dry-run"]):
+        assert told in refused(capsys, "train", "digits", *sets, *dry)
+    assert [path.name for path in here.iterdir()] == ["data"]
+
+
 def test_a_missing_data_set_names_the_command_that_makes_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "train", "digits", "--set", "data.path=nowhere")
     assert "vaegan data prepare SOURCE --out nowhere" in line

@@ -4,6 +4,7 @@ import math
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from pipeline.evaluation.held_out import HeldOut, read
 from pipeline.evaluation.observer import BATCH, Codes, Model
 from pipeline.evaluation.protocol import Evaluation, how
 from pipeline.ranks import Ranks
-from pipeline.settings import FACTORS
+from pipeline.settings import FACTORS, SIMILARITIES
 from pipeline.settings import Evaluation as EvaluationSettings
 from vaegan import Autoencoder, build, config
 from vaegan.metrics import fd_pca
@@ -102,6 +103,36 @@ def test_a_constant_error_costs_its_decibels_and_its_square_along_the_components
     basis_XF = fd_pca.fit(held_out.images.float() / 255).basis_XF
     shift_F = torch.full((PIXELS,), error, dtype=torch.float64) @ basis_XF
     assert found["eval/fd_pca64/reconstructions"] == pytest.approx(float(shift_F.square().sum()), rel=1e-3)
+
+
+def test_models_are_measured_without_tf32_and_what_was_allowed_before_is_afterwards(held_out):
+    class Asked(Faithful):
+        def decode(self, z_BZ: Tensor) -> Tensor:
+            assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+            return super().decode(z_BZ)
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        evaluation(held_out, Asked())
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_what_another_rank_can_not_measure_is_left_out_on_all(held_out):
+    class BesideOneWithoutSsim(Ranks):
+        asked: ClassVar[list[bool]] = []
+
+        def any(self, flag: bool) -> bool:
+            self.asked.append(flag)
+            return flag or len(self.asked) == 1 + SIMILARITIES.index("ssim")
+
+    measure = evaluator(held_out, ranks=BesideOneWithoutSsim())
+    measure.agree()
+    assert len(BesideOneWithoutSsim.asked) == len(SIMILARITIES), "every rank asks as often"
+    with pytest.raises(Mistake, match="psnr"):
+        measure.require("eval/ssim/reconstructions")
+    assert "eval/ssim/reconstructions" not in measure.evaluate(Faithful(), measure.prior(PIXELS)).figures
 
 
 def test_a_model_that_draws_training_images_is_at_the_floor(held_out):
@@ -307,7 +338,7 @@ def test_what_images_are_too_few_for_is_told_and_refused_as_the_metric(held_out)
         "precision and recall take 100 images; evaluation.samples is 50"
     )
     assert "eval/recall_pca64/reconstructions" not in measure.absent
-    with pytest.raises(Mistake, match=r"checkpoints.metric is 'eval/mig/latents': the data set has no columns"):
+    with pytest.raises(Mistake, match=r"checkpoints.metric is 'eval/mig/latents': disentanglement takes two columns"):
         measure.require("eval/mig/latents")
     measure.require("eval/fd_pca64/samples")
 
@@ -353,10 +384,11 @@ def test_factors_are_columns_of_whole_numbers_that_are_neither_label_nor_number_
     assert len(found.training) == 0
     told = Evaluator(found, [Pca(found.images)], 500).evaluate(Faithful(side=8), Codes("noise", torch.rand(500, 64)))
     assert {f"eval/{name}/latents" for name in FACTORS} <= told.figures.keys()
+    assert told.protocols["eval/mig/latents"]["factors"] == "row, side, sign"
     assert told.protocols["eval/fd_pca64/samples"]["floor"] is None
 
 
-def test_columns_are_judged_on_the_images_that_are_scored(tmp_path, monkeypatch):
+def test_columns_are_judged_on_the_images_that_are_scored_which_are_drawn_from_all(tmp_path, monkeypatch):
     monkeypatch.setattr(held_out_images, "FACTOR_IMAGES", 200)
     numbers = np.arange(600)
     columns: dict[str, Column] = {
@@ -367,7 +399,10 @@ def test_columns_are_judged_on_the_images_that_are_scored(tmp_path, monkeypatch)
         "side": numbers % 2,
     }
     found = with_columns(tmp_path, columns)
-    assert torch.equal(found.factors_PK, torch.stack([torch.arange(200) % 3, torch.arange(200) % 2], 1))
+    rows_P = found.factor_rows_P
+    assert len(rows_P.unique()) == 200 and rows_P.max() > 400
+    assert found.factors == ("sorted", "late", "row", "side")
+    assert torch.equal(found.factors_PK, torch.stack([rows_P // 300, rows_P // 193, rows_P % 3, rows_P % 2], 1))
     told = Evaluator(found, [Pca(found.images)], 500).evaluate(Faithful(side=8), Codes("noise", torch.rand(500, 64)))
     assert all(math.isfinite(told.figures[f"eval/{name}/latents"]) for name in FACTORS)
     assert told.protocols["eval/mig/latents"]["images"] == 200
