@@ -89,7 +89,7 @@ class Checkpoints:
     every: int = 100_000
     """Images between checkpoints."""
     num_to_keep: int = 2
-    """The best so many, and the newest."""
+    """The best so many, the newest, and with `health.mode=act` one from before whatever may be coming on."""
     metric: str = "eval/fd_pca64/samples"
     """What "best" means: a figure of `evaluation` that does not depend on beta or lambda, as a loss would."""
 

@@ -240,16 +240,28 @@ def ranked(checkpoints: Sequence[Checkpoint], metric: str) -> list[Checkpoint]:
     return sorted(checkpoints, key=lambda checkpoint: rank(checkpoint, metric))
 
 
-def surplus(checkpoints: Sequence[Checkpoint], keep: int, metric: str) -> list[Checkpoint]:
-    """Which may go: all but the newest, the `keep` best and what was not evaluated."""
+def surplus(checkpoints: Sequence[Checkpoint], keep: int, metric: str, behind: int | None = None) -> list[Checkpoint]:
+    """Which may go: all but the newest, the `keep` best and what was not evaluated.
+
+    behind: for a run that may be set back, how many images trouble may take to show. One more stays for that: the
+    newest healthy one that is as far behind the newest, or while there is none the oldest.
+    """
     newest = max(checkpoints, key=lambda checkpoint: checkpoint.images_seen, default=None)
+    spared = [newest] if newest is None or behind is None else [newest, _retreat(checkpoints, newest, behind)]
     evaluated = [checkpoint for checkpoint in checkpoints if metric in checkpoint.figures]
-    return [checkpoint for checkpoint in ranked(evaluated, metric)[keep:] if checkpoint != newest]
+    return [checkpoint for checkpoint in ranked(evaluated, metric)[keep:] if checkpoint not in spared]
 
 
-def prune(directory: Path, keep: int, metric: str) -> None:
+def _retreat(checkpoints: Sequence[Checkpoint], newest: Checkpoint, behind: int) -> Checkpoint | None:
+    healthy = [one for one in checkpoints if one.evaluation and not health.CURABLE & set(one.evaluation.health)]
+    healthy.sort(key=lambda checkpoint: checkpoint.images_seen)
+    far = [checkpoint for checkpoint in healthy if checkpoint.images_seen <= newest.images_seen - behind]
+    return next(iter(far[-1:] or healthy), None)
+
+
+def prune(directory: Path, keep: int, metric: str, behind: int | None = None) -> None:
     """Remove the surplus, renamed first, so that a folder with a checkpoint's name is always a whole one."""
-    for checkpoint in surplus(listed(directory), keep, metric):
+    for checkpoint in surplus(listed(directory), keep, metric, behind):
         doomed = checkpoint.path.with_name(f".{checkpoint.path.name}.removing")
         checkpoint.path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)

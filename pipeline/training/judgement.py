@@ -159,7 +159,13 @@ class Judgement:
             file = self._directory / PICTURES / f"{key}-{images_seen:09d}.png"
             self._journal.picture(images_seen, key, pictures.save(picture, file))
         checkpoints.write_evaluation(path, replace(found.evaluation, health=signs))
-        checkpoints.prune(self._directory, rules.num_to_keep, rules.metric)
+        checkpoints.prune(self._directory, rules.num_to_keep, rules.metric, self._behind)
+
+    @property
+    def _behind(self) -> int | None:
+        """Images that trouble may have been coming on for when a run is set back: it showed, it rested, it showed."""
+        rules = self._settings.health
+        return 2 * (rules.patience + self._settings.log_every) + rules.hold if rules.mode == "act" else None
 
     def _wait(self) -> None:
         if not self._background.done_within(PATIENCE_S):

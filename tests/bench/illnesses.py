@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("data", nargs="?", default="data/fashion-mnist", help="the prepared set")
     parser.add_argument("--quick", action="store_true", help="shorter: shows that it works, proves nothing")
     given = parser.parse_args(argv)
-    steps = 60 if given.quick else 1_500
+    steps = 60 if given.quick else 2_500
     torch.set_num_threads(1)
     print(machine())
     rows = []

@@ -289,6 +289,20 @@ def test_the_newest_the_best_and_the_unevaluated_are_kept(figures, keep, metric,
     assert {one.images_seen for one in checkpoints.surplus(listed(*figures, metric=metric), keep, metric)} == gone
 
 
+def test_a_run_that_may_be_set_back_keeps_one_from_before_whatever_may_be_coming_on():
+    every = listed(1.0, 2.0, 3.0, 4.0, 0.5, 9.0, metric=FD)
+    seen = [one.images_seen for one in every]
+    assert gone(every, behind=None) == set(seen[1:4]), "the two best and the newest stay"
+    assert gone(every, behind=seen[-1] - seen[2]) == {seen[1], seen[3]}
+    every[2] = every[2]._replace(evaluation=Evaluation(figures={FD: 3.0}, protocols={}, health=("logit_gap",)))
+    assert gone(every, behind=seen[-1] - seen[2]) == set(seen[2:4]), "one that is ill is none to go back to"
+    assert gone(every, behind=10 * seen[-1]) == set(seen[1:4]), "while none is far enough behind, the oldest"
+
+
+def gone(every: list[Checkpoint], behind: int | None) -> set[int]:
+    return {one.images_seen for one in checkpoints.surplus(every, 2, FD, behind)}
+
+
 @pytest.mark.parametrize("metric", [FD, PSNR])
 def test_a_run_keeps_its_newest_and_its_best_on_disk(digits, tmp_path, metric):
     rules = {"checkpoints": {"every": 64, "num_to_keep": 1, "metric": metric}, "stop.images": 512}
