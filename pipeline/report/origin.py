@@ -12,7 +12,7 @@ def settings_section(story: Story, sides: Sequence[Side]) -> Html:
     """What differs from the defaults or from the runs compared with; then all."""
     own, default = flatten(dump(story.settings)), flatten(dump(Settings(name=story.settings.name)))
     others = [side for side in sides[1:] if side.settings]
-    heads = ["setting", "this run", "default", *(side.label for side in others)]
+    heads = ["setting", "this run", "unless set", *(side.label for side in others)]
     rows = {
         path: [value, default.get(path), *(side.settings.get(path) for side in others)]
         for path, value in own.items()
