@@ -156,7 +156,7 @@ def test_curves_stand_beside_what_real_images_reach_and_signs_of_trouble_come_fi
 
 def test_settings_of_runs_compared_stand_side_by_side(home, tmp_path):
     text = Page(written(home, tmp_path, NAME, "plain")).text
-    assert "setting this run default plain" in text
+    assert "setting this run unless set plain" in text
     assert "objective.beta 2.5 1 1" in text
 
 
