@@ -49,6 +49,7 @@ def saturating(logits_B: Tensor) -> Tensor:
 
 
 GENERATOR_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"non-saturating": non_saturating, "saturating": saturating}
+
 STEP = 0.05
 """How far apart the two images are, in standard deviations of a pixel, between which a slope of D is measured."""
 

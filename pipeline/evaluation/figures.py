@@ -68,7 +68,6 @@ class Evaluator:
         self._ranks = ranks or Ranks()
         self._seed = seed
         self.observer = Observer(held_out, extractors, self._ranks, seed)
-        self._groups = self._every_group()
         self._reference: Seen | None = None
         self._floors: dict[str, Estimate] = {}
 
@@ -80,7 +79,6 @@ class Evaluator:
     def agree(self) -> None:
         """Measure what every rank has the weights for, and no more: all ranks together, before anything else."""
         self.observer.agree()
-        self._groups = self._every_group()
 
     def require(self, metric: str) -> None:
         """Raise Mistake where these images, or so few samples, can't give the figure that checkpoints are ranked by."""
@@ -92,12 +90,9 @@ class Evaluator:
         generator = torch.Generator().manual_seed(self._seed)
         return Codes("prior", torch.randn(self._samples, latent, generator=generator))
 
+    @exact()
     def evaluate(self, model: Model, codes: Codes) -> Evaluation:
         """All that can be said of a model: all ranks together, and the same on each, in float32 proper."""
-        with exact():
-            return self._evaluated(model, codes)
-
-    def _evaluated(self, model: Model, codes: Codes) -> Evaluation:
         if self._reference is None:
             reference = self.observer.reference()
             self._ranks.add(*reference.tensors())
@@ -128,7 +123,8 @@ class Evaluator:
         few = len(self.held_out.training) < int(how["samples"] or 0)
         return {"floor": self._floors[name].value} | ({"floor_samples": len(self.held_out.training)} if few else {})
 
-    def _every_group(self) -> list[Group]:
+    @property
+    def _groups(self) -> list[Group]:
         return [*self._of_sets(), *self._of_images(), *self._of_latents()]
 
     def _of_sets(self) -> Iterator[Group]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from pipeline.cluster import cluster, require_room
+from pipeline.data.manifest import Manifest
 from pipeline.progress import progress_line
 from pipeline.rundir import locked, open_record, require_same_identity
 from pipeline.settings import Settings, dump, identity
@@ -24,9 +25,7 @@ from pipeline.training.start import Start
 def train_one(settings: Settings, start: Start) -> Outcome:
     """Train a run and tell how it went. Raises Mistake or Failure."""
     directory = Path(settings.home).absolute() / settings.name
-    manifest = launch.preflight(settings)
-    require_same_identity(directory, identity(settings, manifest.digest))
-    launch.require_measurable(settings)
+    manifest = _checked(settings, directory)
     start.lap("imports")
     with tracked(settings, directory) as begin_tracking, cluster() as own:
         require_room(settings, own)
@@ -47,11 +46,17 @@ def train_one(settings: Settings, start: Start) -> Outcome:
 
 def dry_run(settings: Settings) -> None:
     """Find what would be wrong with a run, and print its settings in full. Raises Mistake."""
-    manifest = launch.preflight(settings)
-    require_same_identity(Path(settings.home) / settings.name, identity(settings, manifest.digest))
-    launch.require_measurable(settings)
+    manifest = _checked(settings, Path(settings.home) / settings.name)
     YAML().dump(dump(settings), sys.stdout)
     print(f"# nothing wrong: {manifest.rows('train'):,} images of {manifest.shape} to train on")
+
+
+def _checked(settings: Settings, directory: Path) -> Manifest:
+    """The data of a run, once all has been looked at that shows before Ray starts. Raises Mistake."""
+    manifest = launch.preflight(settings)
+    require_same_identity(directory, identity(settings, manifest.digest))
+    launch.require_measurable(settings)
+    return manifest
 
 
 @contextmanager
@@ -85,7 +90,7 @@ def _sink(directory: Path, tracker: Tracker) -> Iterator[None]:
 def summarise(settings: Settings, outcome: Outcome) -> None:
     """How a run ended, its best and its newest checkpoint, and where to look."""
     shown = {"best": outcome.best} | ({} if outcome.newest == outcome.best else {"newest": outcome.newest})
-    names = [name for name in outcome.best.figures if all(name in checkpoint.figures for checkpoint in shown.values())]
+    names = [name for name in outcome.best.figures if name in outcome.newest.figures]
     rows = [["images seen", *(f"{checkpoint.images_seen:,}" for checkpoint in shown.values())]]
     rows += [
         [name.removeprefix("eval/"), *(f"{checkpoint.figures[name]:.4g}" for checkpoint in shown.values())]
