@@ -27,7 +27,7 @@ Extractor = Literal["pca64", "classifier", "inception"]
 EXTRACTORS: tuple[Extractor, ...] = get_args(Extractor)
 
 QUALITIES = ("fd", "kd", "precision", "recall", "density", "coverage")
-SETS = (*QUALITIES, "diversity")
+SETS = (*QUALITIES, "diversity", "spacing")
 """Figures that compare two sets of images by an extractor's features."""
 SIMILARITIES = ("psnr", "ssim", "ms_ssim", "lpips")
 RECONSTRUCTION = "eval/psnr/reconstructions"
@@ -169,7 +169,8 @@ class Health:
     active_units: float = 0.05
     """Share of latent units that tell images apart, in evaluations: bad below."""
     mode_collapse: float = 0.3
-    """In evaluations, diversity of samples as a part of that of reconstructions, or class coverage: bad below."""
+    """In evaluations, diversity or spacing of samples as a part of that of reconstructions, or class coverage: bad
+    below."""
     discriminator_saturation: float = 0.01
     """Mean loss of the discriminator in nats, 0.69 where it can't tell real from generated: bad below."""
     discriminator_blindness: float = 0.003
@@ -452,7 +453,9 @@ def explain(error: ErrorDetails, section: type = Settings, prefix: str = "") -> 
         message = str(error["ctx"]["error"])
         return f"{place}.{message}" if place else message
     if error["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        nearest = difflib.get_close_matches(place, _paths(section, prefix and f"{prefix}."), n=1, cutoff=0.5)
+        known = _paths(section, prefix and f"{prefix}.")
+        elsewhere = [path for path in known if path.endswith(f".{parts[-1]}")]
+        nearest = elsewhere or difflib.get_close_matches(place, known, n=1, cutoff=0.5)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         return f"{place} is not a setting (its value was {json.dumps(value)}){hint}"
     if error["type"] in {"missing", "missing_argument"}:

@@ -25,7 +25,12 @@ from vaegan.step import Agree, Batch, Draft, Made, Noise, Player, Players, Rests
 
 def kl(mean_BZ: Tensor, log_var_BZ: Tensor) -> Tensor:
     """KL(N(mean, exp(log_var)) || N(0, 1)) in nats, summed over Z: (B,). Kingma & Welling 2014, appendix B."""
-    return 0.5 * (mean_BZ.square() + log_var_BZ.exp() - 1 - log_var_BZ).sum(1)
+    return kl_of_units(mean_BZ, log_var_BZ).sum(1)
+
+
+def kl_of_units(mean_BZ: Tensor, log_var_BZ: Tensor) -> Tensor:
+    """The same of each unit alone, (B, Z)."""
+    return 0.5 * (mean_BZ.square() + log_var_BZ.exp() - 1 - log_var_BZ)
 
 
 def real_loss(logits_B: Tensor) -> Tensor:

@@ -70,7 +70,9 @@ COMPARISONS = (
     Comparison(("fd", "diversity"), "a Frechet distance takes", 2, None, _frechet),
     Comparison(("kd",), "a kernel distance takes", BLOCK, None, _kernel),
     # every row is compared with every other: 5,000 take a quarter of the time of 10,000
-    Comparison(("precision", "recall", "density", "coverage"), "precision and recall take", 100, 5_000, _neighbours),
+    Comparison(
+        ("precision", "recall", "density", "coverage", "spacing"), "precision and recall take", 100, 5_000, _neighbours
+    ),
 )
 
 

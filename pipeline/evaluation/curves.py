@@ -1,12 +1,12 @@
 """A run's curves: the points of its journal, sorted into panels that a person reads."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from io import BytesIO
 from math import isfinite, log
 from typing import NamedTuple
 
 from PIL import Image
 
+from pipeline.evaluation.plots import blank, rendered
 from pipeline.evaluation.words import word
 from pipeline.rundir import Event
 
@@ -72,10 +72,8 @@ def panels(points: Mapping[str, Points]) -> list[Panel]:
 
 def drawn(shown: Sequence[Panel], columns: int = 4) -> Image.Image:
     """All panels as one picture."""
-    from matplotlib.figure import Figure  # takes a second: where a run ends, not where it starts
-
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+    figure = blank(4 * columns, 2.6 * rows)
     for number, panel in enumerate(shown, 1):
         axes = figure.add_subplot(rows, columns, number)
         axes.set_title(f"{panel.title}, {panel.unit}" if panel.unit else panel.title, fontsize=9)
@@ -86,9 +84,7 @@ def drawn(shown: Sequence[Panel], columns: int = 4) -> Image.Image:
         axes.set_yscale("log" if panel.log else "linear")
         axes.legend(fontsize=7, frameon=False)
         axes.tick_params(labelsize=7)
-    png = BytesIO()
-    figure.savefig(png, format="png")
-    return Image.open(png)
+    return rendered(figure)
 
 
 def thinned(curve: Points) -> Points:

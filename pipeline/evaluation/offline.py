@@ -59,6 +59,10 @@ def evaluate_to(
         raise Mistake(f"--data {data!r} has images of {manifest.shape}; the model's are {candidate.shape}")
     settings = _changed(candidate.settings, extractors, samples)
     evaluator = open_evaluator(data, manifest, settings)
+    counts = (
+        f"{settings.samples:,} samples and {len(evaluator.held_out.images):,} images of the split {settings.split!r}"
+    )
+    print(f"{ref}: measuring {counts}", file=sys.stderr)
     if workers == 1:
         codes = evaluator.prior(candidate.model.decoder.latent_size)
         evaluation = evaluator.evaluate(candidate.model, codes)

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.evaluation.plots import blank, rendered
 from vaegan import Autoencoder
+from vaegan.objective import kl_of_units
 
 CELL = 64
 """Images are enlarged to at least so many pixels a side, without smoothing."""
@@ -36,6 +38,7 @@ def pictures_of(
         "reconstructions": grid(reconstructions(autoencoder, originals[:32]), 8),
         **({"interpolations": grid(interpolation(autoencoder, pairs), 8)} if len(pairs) else {}),
         "traversals": grid(traversal(autoencoder, originals[0], units_Z[:10], steps=9), 9),
+        "units": units(autoencoder, originals),
     } | learnt_by_heart
 
 
@@ -93,6 +96,19 @@ def traversal(autoencoder: Autoencoder, original: Tensor, units_U: Tensor, steps
     along = torch.linspace(-3, 3, steps, dtype=codes_RZ.dtype, device=codes_RZ.device)
     codes_RZ[torch.arange(len(codes_RZ)), units_U.repeat_interleave(steps)] = along.repeat(len(units_U))
     return autoencoder.decode(codes_RZ).cpu()
+
+
+@torch.no_grad()
+def units(autoencoder: Autoencoder, originals: Tensor) -> Image.Image:
+    """A bar for each latent unit, the highest first: its KL from the prior in nats, mean over images."""
+    mean_NZ, log_var_NZ = autoencoder.encoder(originals.to(_device(autoencoder)))
+    kl_Z = kl_of_units(mean_NZ, log_var_NZ).mean(0).sort(descending=True).values.cpu()
+    figure = blank(6, 2.6)
+    axes = figure.add_subplot()
+    axes.bar(range(1, len(kl_Z) + 1), kl_Z.numpy())
+    axes.set_title(f"KL of {len(kl_Z)} latent units, {float(kl_Z.sum()):.1f} nats together", fontsize=9)
+    axes.tick_params(labelsize=7)
+    return rendered(figure)
 
 
 def neighbours(drawn: Tensor, training_images: Tensor, rows: int = 8, count: int = 7) -> Image.Image:

@@ -21,6 +21,9 @@ WORDS = {
     "density": Word("density", "", "how thickly images lie where real ones do; 1 for real ones"),
     "coverage": Word("coverage", "", "share of real images with a made one near them"),
     "diversity": Word("diversity", "", "how much images vary; 1 for real ones"),
+    "spacing": Word(
+        "spacing", "", "how far images are from those most like them; 1 for real ones, 0 for repeated ones"
+    ),
     "class_coverage": Word("class coverage", "", "1 where classes come in their real shares"),
     "psnr": Word("PSNR", "dB", "closeness of pixels"),
     "ssim": Word("SSIM", "", "closeness of structure; 1 for equal images"),

@@ -12,6 +12,7 @@ CAPTIONS = {
     "reconstructions": "Reconstructions, each below its original.",
     "interpolations": "Interpolations: from one held-out image to another, straight through the latent space.",
     "traversals": "Traversals: one held-out image, one latent unit a row moved from -3 to 3; the most active first.",
+    "units": "What each latent unit says of an image: its KL from the prior in nats, mean over held-out images.",
     "neighbours": "Learnt by heart? The samples closest to a training image, each beside the nearest of the first "
     "evaluation.samples training images.",
 }

@@ -136,7 +136,7 @@ def evaluated(figures: Mapping[str, float], units: int) -> dict[str, float]:
     covered = [value for name, value in figures.items() if name == "eval/class_coverage/samples"]
     for name, value in figures.items():
         beside = figures.get(name.replace("/samples", "/reconstructions"), 0.0)
-        if name.startswith("eval/diversity") and name.endswith("/samples") and beside > 0:
+        if name.startswith(("eval/diversity", "eval/spacing")) and name.endswith("/samples") and beside > 0:
             covered.append(value / beside)
     return found | ({"mode_collapse": min(covered)} if covered else {})
 

@@ -1,6 +1,7 @@
 """A run on the cluster, from preflight to ending."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -105,8 +106,10 @@ def run(settings: Settings, directory: Path, start: Start, callbacks: Sequence[o
             worker_runtime_env={"env_vars": KEEP_MEMORY},
         ),
     )
-    why = _fit(trainer, directory)
-    _draw_curves(directory)
+    try:
+        why = _fit(trainer, directory)
+    finally:
+        _draw_curves(directory)
     kept = checkpoints.listed(directory)
     return Outcome(directory, why, checkpoints.ranked(kept, settings.checkpoints.metric)[0], kept[-1])
 
@@ -137,12 +140,15 @@ def _fit(trainer: TorchTrainer, directory: Path) -> str:
 
 
 def _draw_curves(directory: Path) -> None:
-    """For the tracker's gallery; the report draws its own."""
-    journal = Journal(directory)
+    """For the tracker's gallery, however the run ended; the report draws its own."""
     events = [event for event, _ in read_journal(directory, 0)]
+    panels = curves.panels(curves.points_of(events))
+    if not panels:
+        return
     step = max(event.step for event in events)
-    picture = curves.drawn(curves.panels(curves.points_of(events)))
-    journal.picture(step, "curves", pictures.save(picture, directory / PICTURES / f"curves-{step:09d}.png"))
+    with suppress(OSError):  # of a full disk the run's end has told already
+        file = pictures.save(curves.drawn(panels), directory / PICTURES / f"curves-{step:09d}.png")
+        Journal(directory).picture(step, "curves", file)
 
 
 def _scaling(settings: Settings) -> ray.train.ScalingConfig:

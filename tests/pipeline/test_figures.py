@@ -30,6 +30,7 @@ from pipeline.evaluation.protocol import Evaluation, how
 from pipeline.ranks import Ranks
 from pipeline.settings import FACTORS, SIMILARITIES
 from pipeline.settings import Evaluation as EvaluationSettings
+from pipeline.training.health import evaluated
 from vaegan import Autoencoder, build, config
 from vaegan.metrics import fd_pca
 from vaegan.metrics.moments import Moments, frechet_distance
@@ -42,7 +43,7 @@ OF_A_DENSITY = {f"eval/{name}/images" for name in ("nelbo", "reconstruction_nats
 OF_LATENTS = {"eval/active_units/latents", "eval/aggregate_gap/latents"}
 OF_PCA = {
     f"eval/{kind}_pca64/{of}"
-    for kind in ("fd", "diversity", "precision", "recall", "density", "coverage")
+    for kind in ("fd", "diversity", "precision", "recall", "density", "coverage", "spacing")
     for of in ("samples", "reconstructions")
 }
 
@@ -90,7 +91,8 @@ def test_a_perfect_autoencoder_has_100_dB_and_no_distance(held_out):
     assert found["eval/psnr/reconstructions"] == 100
     assert found["eval/ssim/reconstructions"] == pytest.approx(1)
     assert abs(found["eval/fd_pca64/reconstructions"]) < 1e-6
-    assert found["eval/diversity_pca64/reconstructions"] == pytest.approx(1)
+    for kind in ("diversity", "spacing"):
+        assert found[f"eval/{kind}_pca64/reconstructions"] == pytest.approx(1)
     assert found["eval/coverage_pca64/reconstructions"] == found["eval/precision_pca64/reconstructions"] == 1
     assert found["eval/fd_pca64/samples"] > 10
     assert found["eval/coverage_pca64/samples"] < 0.1
@@ -138,10 +140,17 @@ def test_what_another_rank_can_not_measure_is_left_out_on_all(held_out):
 def test_a_model_that_draws_training_images_is_at_the_floor(held_out):
     drawn = (held_out.training.float() / 255).flatten(1)
     found = evaluator(held_out).evaluate(Faithful(), Codes("training", drawn))
-    for kind in ("fd", "diversity", "precision", "recall", "density", "coverage"):
+    for kind in ("fd", "diversity", "precision", "recall", "density", "coverage", "spacing"):
         name = f"eval/{kind}_pca64/samples"
         assert found.figures[name] == pytest.approx(found.protocols[name]["floor"], rel=1e-6)
     assert found.figures["eval/fd_pca64/samples"] < 5
+
+
+def test_ten_images_made_over_and_over_vary_enough_and_are_called_mode_collapse(held_out):
+    codes = Codes("ten", (held_out.training[:10].float() / 255).flatten(1).repeat(40, 1))
+    found = evaluator(held_out).evaluate(Faithful(), codes).figures
+    assert found["eval/diversity_pca64/samples"] > 0.5
+    assert evaluated(found, PIXELS)["mode_collapse"] < 1e-6
 
 
 def test_a_distance_is_that_of_the_features_moments(held_out):

@@ -73,6 +73,8 @@ def test_evaluations_are_read_for_what_they_have():
     }
     assert health.evaluated(figures, 4) == {"active_units": 0.25, "mode_collapse": 0.25}
     assert health.evaluated(figures | {"eval/class_coverage/samples": 0.1}, 4)["mode_collapse"] == 0.1
+    spaced = {"eval/spacing_pca64/samples": 0.1, "eval/spacing_pca64/reconstructions": 0.5}
+    assert health.evaluated(figures | spaced, 4)["mode_collapse"] == 0.2
     assert health.evaluated({"eval/diversity_pca64/samples": 0.2, "eval/diversity_pca64/reconstructions": 0.0}, 4) == {}
 
 

@@ -41,7 +41,7 @@ TERMS = {
         "train/autoencoder/gradient_norm",
     },
 }
-PICTURES = ("samples", "reconstructions", "interpolations", "traversals", "neighbours")
+PICTURES = ("samples", "reconstructions", "interpolations", "traversals", "units", "neighbours")
 FIGURES = {"eval/fd_pca64/samples", "eval/fd_pca64/reconstructions", "eval/psnr/reconstructions"}
 
 

@@ -74,7 +74,7 @@ def test_all_pictures_of_a_model_follow_from_the_seed(model):
     made = pictures.pictures_of(model, held_out, training, seed=1)
     torch.randn(3)
     again = pictures.pictures_of(model, held_out, training, seed=1)
-    assert list(made) == ["samples", "reconstructions", "interpolations", "traversals", "neighbours"]
+    assert list(made) == ["samples", "reconstructions", "interpolations", "traversals", "units", "neighbours"]
     assert all(made[name].tobytes() == again[name].tobytes() for name in made)
     assert "neighbours" not in pictures.pictures_of(model, held_out, training[:0], seed=1)
     assert made.keys() - pictures.pictures_of(model, held_out[:1], training, seed=1).keys() == {"interpolations"}

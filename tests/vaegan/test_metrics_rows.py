@@ -1,6 +1,7 @@
 """Figures that compare row with row, against plain loops. N real rows, M fake rows, F features."""
 
 from itertools import product
+from statistics import fmean
 
 import pytest
 import torch
@@ -79,6 +80,7 @@ def by_loops(real_NF: Tensor, fake_MF: Tensor, k: int) -> Neighbours:
         recall=sum(any(apart[i][j] <= fake_radii[j] for j in fakes) for i in reals) / len(reals),
         density=sum(in_real[i][j] for i in reals for j in fakes) / (k * len(fakes)),
         coverage=sum(any(in_real[i]) for i in reals) / len(reals),
+        spacing=fmean(fake_radii) / fmean(real_radii),
     )
 
 
@@ -88,8 +90,12 @@ def test_neighbours_are_those_that_plain_loops_find(k: int, offset: float, monke
     monkeypatch.setattr(compared, "BLOCK", 7)
     real_NF, fake_MF = torch.randn(30, 3) + offset, torch.randn(25, 3) + 1.5 + offset
     (found,) = neighbours(real_NF, fake_MF, k=k)
-    assert found == pytest.approx(by_loops(real_NF, fake_MF, k), rel=1e-12)
-    assert 0 < min(found) < max(found) < 1
+    *shares, spacing = by_loops(real_NF, fake_MF, k)
+    assert found[:-1] == pytest.approx(shares, rel=1e-12)
+    assert found.spacing == pytest.approx(
+        spacing, rel=1e-6 if offset else 1e-12
+    )  # float64 less what offsets take of it
+    assert 0 < min(shares) < max(shares) < 1
 
 
 @pytest.mark.parametrize("parts", [2, 3, 10])
@@ -106,11 +112,13 @@ def test_a_set_covers_itself() -> None:
     rows_NF = torch.randn(50, 4)
     (found,) = neighbours(rows_NF, rows_NF.flip(0))
     assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
+    assert found.spacing == pytest.approx(1)
     assert 5 / 5 <= found.density <= 6 / 5  # itself and five neighbours, of which the fifth is on the border
 
 
 def test_sets_far_apart_share_nothing() -> None:
-    assert neighbours(torch.randn(50, 4), torch.randn(40, 4) + 100) == [(0, 0, 0, 0)]
+    ((*shares, _),) = neighbours(torch.randn(50, 4), torch.randn(40, 4) + 100)
+    assert shares == [0, 0, 0, 0]
 
 
 def test_a_mode_that_is_never_drawn_costs_recall_and_coverage_and_not_precision() -> None:
@@ -119,6 +127,21 @@ def test_a_mode_that_is_never_drawn_costs_recall_and_coverage_and_not_precision(
     assert found.precision > 0.95
     assert 0.4 < found.recall <= 0.5
     assert 0.4 < found.coverage <= 0.5
+
+
+def test_ten_images_drawn_over_and_over_vary_as_real_ones_do_and_lie_too_close() -> None:
+    real_NF = torch.randn(200, 4)
+    repeated_NF = real_NF[:10].repeat(20, 1)
+    (found,) = neighbours(real_NF, repeated_NF)
+    assert found.precision == 1
+    assert repeated_NF.var(0).sum() > 0.5 * real_NF.var(0).sum()
+    assert found.spacing < 1e-6
+    ((*_, spacing),) = neighbours(real_NF, torch.cat([repeated_NF[:100], torch.randn(100, 4)]))
+    assert 0.5 < spacing < 0.8, "the other half lies as thinly as half of the reals would"
+
+
+def test_nothing_is_too_close_to_reals_that_all_have_twins() -> None:
+    assert neighbours(torch.ones(20, 4), torch.randn(20, 4))[0].spacing == 1
 
 
 def test_one_image_drawn_over_and_over_is_precise_and_covers_nearly_nothing() -> None:

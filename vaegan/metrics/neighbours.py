@@ -1,5 +1,5 @@
-"""Whether each set of features lies where the other does. N real rows, M fake rows, F features, B a block of rows,
-R choices of fakes.
+"""Whether each set of features lies where the other does, and as loosely. N real rows, M fake rows, F features, B a block
+of rows, R choices of fakes.
 
 A row's ball reaches to its k-th nearest neighbour in its own set. Balls of outliers are large: density and coverage
 were made to mind them less.
@@ -17,7 +17,7 @@ BLOCK = 256
 
 class Neighbours(NamedTuple):
     """Precision and recall of Kynkaanniemi et al. 2019 (arXiv 1904.06991), density and coverage of Naeem et al. 2020
-    (arXiv 2002.09797). 1 is best, but density may be above."""
+    (arXiv 2002.09797), and spacing, which is ours. 1 is best, but density and spacing may be above."""
 
     precision: float
     """Share of fakes in the ball of a real."""
@@ -27,6 +27,10 @@ class Neighbours(NamedTuple):
     """Balls of reals that a fake is in, over k, mean over fakes."""
     coverage: float
     """Share of reals with a fake in their ball."""
+    spacing: float
+    """Mean radius of the balls of fakes, over that of reals: near 0 where a few fakes are made over and over, which
+    the other four and any variance may miss; 1 where every real has k twins. Fewer rows lie further apart: both sides
+    should have as many."""
 
 
 def neighbours(real_NF: Tensor, fake_MF: Tensor, parts: int = 1, k: int = 5) -> list[Neighbours]:
@@ -46,12 +50,14 @@ def neighbours(real_NF: Tensor, fake_MF: Tensor, parts: int = 1, k: int = 5) -> 
         covered_R += (in_real_BM.float() @ kept_MR > 0).sum(0)
         recalled_R += torch.stack([(squared_BM <= fake_M).any(1).count_nonzero() for fake_M in fake_RM])
     kept_MR, count_R = kept_MR.double(), kept_MR.double().sum(0)
+    radius_R, real = _distances(fake_RM).sum(1) / count_R, _distances(real_N).mean()
     found_RG = torch.stack(
         [
             (inside_M > 0).double() @ kept_MR / count_R,
             recalled_R / len(real_NF),
             inside_M @ kept_MR / (k * count_R),
             covered_R / len(real_NF),
+            radius_R / real if real > 0 else torch.ones_like(radius_R),
         ],
         dim=1,
     )
@@ -74,6 +80,11 @@ def _radii(rows_NF: Tensor, k: int, parts: int) -> Tensor:
         if gone is not None:
             radii_N.tensor_split(parts)[gone].fill_(-inf)
     return radii_RN
+
+
+def _distances(squared: Tensor) -> Tensor:
+    """Rounding leaves the squares of twins on either side of 0."""
+    return squared.clamp(min=0).sqrt()
 
 
 def _smallest(distances_BN: Tensor, count: int) -> Tensor:
