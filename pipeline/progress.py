@@ -35,7 +35,7 @@ def progress_line(directory: Path, name: str, images: int) -> Iterator[None]:
     journal = directory / JOURNAL
     offset = journal.stat().st_size if journal.exists() else 0
     bar = tqdm(
-        total=images, desc=f"{name} starts", unit="img", unit_scale=True, mininterval=_pause_s(), dynamic_ncols=True
+        total=images, desc=f"{name} starts", unit="img", unit_scale=True, mininterval=pause_s(), dynamic_ncols=True
     )
     with _followed(bar, partial(_follow, directory, offset, _Line(bar, name, images))):
         yield
@@ -55,7 +55,7 @@ def _followed(bar: "tqdm[Never]", follow: Callable[[threading.Event], None]) -> 
         bar.close()
 
 
-def _pause_s() -> float:
+def pause_s() -> float:
     """Between two looks of a line: a terminal is rewritten, a log grows."""
     return 0.5 if sys.stderr.isatty() else 10.0
 
@@ -128,7 +128,7 @@ class _Trials:
                     self._offsets[trial] = after
                     self._take(trial, event)
             self._bar.set_postfix_str(", ".join(self._running.values()), refresh=False)
-            if time.monotonic() - shown_at >= _pause_s():
+            if time.monotonic() - shown_at >= pause_s():
                 self._bar.refresh()
                 shown_at = time.monotonic()
 

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from pipeline.data.manifest import IMAGE, MANIFEST, Manifest, Shard
 from pipeline.data.pixels import packed
 from pipeline.data.sources import Picture, Source
 from pipeline.errors import Mistake
+from pipeline.progress import pause_s
 
 T = TypeVar("T")
 SHARD_ROWS = 4096
@@ -207,8 +207,7 @@ def _written(recipe: Recipe, workers: int, progress: bool) -> list[Written]:
     jobs, written = _jobs(recipe.source), []
     results = _in_ray(recipe, jobs, workers) if workers > 1 else (write_shard(recipe, job) for job in jobs)
     total = sum(job.stop - job.start for job in jobs)
-    interval_s = 0.5 if sys.stderr.isatty() else 10.0
-    with tqdm(total=total, unit=" rows", unit_scale=True, disable=not progress, mininterval=interval_s) as bar:
+    with tqdm(total=total, unit=" rows", unit_scale=True, disable=not progress, mininterval=pause_s()) as bar:
         for result in results:
             written.append(result)
             bar.update(result.job.stop - result.job.start)

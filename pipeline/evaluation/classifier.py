@@ -21,6 +21,7 @@ from tqdm import tqdm
 from pipeline.data.batches import first_columns, first_images
 from pipeline.data.manifest import LABEL, Manifest, location
 from pipeline.errors import Mistake
+from pipeline.progress import pause_s
 
 FEATURES = 128
 STEM = 32
@@ -132,7 +133,8 @@ def _fit(data: str, manifest: Manifest, columns: tuple[str, ...], progress: bool
     steps = IMAGES_SEEN // BATCH
     optimizer = torch.optim.AdamW(network.parameters(), LR, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
-    with tqdm(total=steps * BATCH, unit="img", unit_scale=True, disable=not progress, dynamic_ncols=True) as bar:
+    total = steps * BATCH
+    with tqdm(total=total, unit="img", unit_scale=True, disable=not progress, mininterval=pause_s()) as bar:
         for ids in _batches(len(images), steps):
             features_BF = network(images[ids].float() / 255)
             targets = labels_NK[ids].unbind(1)

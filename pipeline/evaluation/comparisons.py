@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from math import ceil, nan
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,9 +11,10 @@ from pipeline.evaluation import estimate
 from pipeline.evaluation.estimate import Estimate
 from vaegan.metrics.jackknife import jackknife, standard_error
 from vaegan.metrics.kernel import kernel_distances
-from vaegan.metrics.moments import Moments, diversity, frechet_distance
+from vaegan.metrics.moments import Moments, distance_from, diversity, merged
 from vaegan.metrics.neighbours import neighbours
 
+T = TypeVar("T")
 PARTS = 10
 """Of the fakes, each left out once to tell a figure's noise."""
 BLOCK = 1_000
@@ -36,23 +37,22 @@ class Comparison(NamedTuple):
 
 
 def _frechet(real_NF: Tensor, fake_MF: Tensor) -> tuple[Estimate, Estimate]:
-    real = _moments([real_NF])
-    distance = _estimate(lambda parts: frechet_distance(real, _moments(parts)), fake_MF)
-    return distance, Estimate(diversity(real, _moments([fake_MF])))
+    real, *parts = map(_moments, (real_NF, *fake_MF.tensor_split(PARTS)))
+    from_real = distance_from(real)
+    distance = _estimate(lambda kept: from_real(merged(kept)), parts, len(fake_MF))
+    return distance, Estimate(diversity(real, merged(parts)))
 
 
-def _estimate(figure: Callable[[Sequence[Tensor]], float], fake_MF: Tensor) -> Estimate:
+def _estimate(figure: Callable[[Sequence[T]], float], parts: Sequence[T], fakes: int) -> Estimate:
     """Of all parts of the fakes, with the noise that leaving one out shows where no part is too small for that."""
-    parts = fake_MF.tensor_split(PARTS)
-    enough = len(fake_MF) >= 2 * PARTS
+    enough = fakes >= 2 * PARTS
     noise = jackknife(lambda kept: figure([parts[part] for part in kept]), PARTS) if enough else nan
     return Estimate(figure(parts), noise)
 
 
-def _moments(parts: Sequence[Tensor]) -> Moments:
-    moments = Moments(parts[0].shape[1], parts[0].device)
-    for rows_BF in parts:
-        moments.update(rows_BF)
+def _moments(rows_NF: Tensor) -> Moments:
+    moments = Moments(rows_NF.shape[1], rows_NF.device)
+    moments.update(rows_NF)
     return moments
 
 
@@ -88,7 +88,7 @@ def class_coverage(real_NK: Tensor, fake_MK: Tensor, heads: tuple[int, ...]) -> 
         fake = [_shares(fake_M, classes) for fake_M, classes in zip(torch.cat(list(parts)).T, heads, strict=True)]
         return float(torch.stack([torch.minimum(a, b).sum() for a, b in zip(real, fake, strict=True)]).mean())
 
-    return _estimate(overlap, fake_MK)
+    return _estimate(overlap, fake_MK.tensor_split(PARTS), len(fake_MK))
 
 
 def _shares(labels_N: Tensor, classes: int) -> Tensor:

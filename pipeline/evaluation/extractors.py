@@ -110,8 +110,10 @@ class Classifier:
         return self._network.classes(features_BF)
 
 
-INCEPTION_FILE, INCEPTION_SHA256 = "pt_inception-2015-12-05-6726825d.pth", "6726825d"
-"""The weights every published FID rests on, as torch-fidelity ported them, and how their sha256 begins."""
+INCEPTION_SHA256 = "6726825d"
+"""How the sha256 of the weights begins that every published FID rests on, as they were ported to PyTorch."""
+INCEPTION_FILES = tuple(f"{whose}inception-2015-12-05-{INCEPTION_SHA256}.pth" for whose in ("weights-", "pt_"))
+"""What torch-fidelity, with torchmetrics, and pytorch-fid call the file in torch's hub folder."""
 
 
 class Inception:
@@ -127,7 +129,7 @@ class Inception:
         if not self.weights.startswith(INCEPTION_SHA256):
             raise Mistake(
                 f"evaluation.inception: {weights} has sha256 {self.weights[:8]}..., the standard Inception "
-                f"{INCEPTION_SHA256}...; fetch {INCEPTION_FILE} again"
+                f"{INCEPTION_SHA256}...; fetch {INCEPTION_FILES[0]} again"
             )
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -147,10 +149,13 @@ class Inception:
 
 def inception_weights(path: str | None = None) -> Path:
     """Where Inception's weights are on this machine. Raises Mistake that says where they were looked for."""
-    place = Path(path) if path else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    if not place.is_file():
-        raise Mistake(
-            f"extractor inception: no weights at {place}, and nothing is downloaded; put {INCEPTION_FILE} there or "
-            "name it with evaluation.inception. The extractors pca64 and classifier run without"
-        )
-    return place
+    hub = Path(torch.hub.get_dir()) / "checkpoints"
+    places = [Path(path)] if path else [hub / name for name in INCEPTION_FILES]
+    for place in places:
+        if place.is_file():
+            return place
+    raise Mistake(
+        f"extractor inception: no weights at {' or '.join(map(str, places))}, and nothing is downloaded; put "
+        f"{INCEPTION_FILES[0]} there, or name it with evaluation.inception. "
+        "The extractors pca64 and classifier run without"
+    )

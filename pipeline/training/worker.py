@@ -1,5 +1,6 @@
 """What every Ray Train worker runs: the loop, told who it is. The only caller of `ray.train.report`."""
 
+import os
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -68,8 +69,15 @@ class SpareCpu:
 
 
 def _measure(settings: Settings, path: Path) -> Found:
+    _give_way()
     torch.set_num_threads(1)
     return _measure_of(settings).checkpoint(path)
+
+
+def _give_way() -> None:
+    """Let what Ray's own processes do fall on the CPU of this one, not on one that trains: Linux calls it idle then."""
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 @lru_cache(1)

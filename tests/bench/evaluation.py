@@ -4,15 +4,21 @@
 
 Needs two cores. `vaegan train` with one worker of one thread, conv networks of width 16 (0.76 M parameters), schedule
 `plain`, batch 128, 1x32x32 from Parquet; 10,000 held-out images and 10,000 samples an evaluation, one in 20,000 images.
-Runs alternate with one that neither saves nor evaluates before its end. In the gaps: the worker claims a CPU and a half
-and uses one, so that none is spare. Rates are images seen over time from the first point to the last, with whatever
-comes between. The figures found beside training are then found again here, in another process, from the checkpoints.
+Another neither saves nor evaluates before its end. In the gaps: the worker claims a CPU and a half and uses one, so
+that none is spare. The three go on at once and in turn, four seconds each, the others stopped with all their processes:
+what else the machine does, all meet alike. Rates are images seen over the time a run had from its first point to its
+last, with whatever comes between. The figures found beside training are then found again here, in another process, from
+the checkpoints.
 """
 
+import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 from pipeline.evaluation.measure import Measure
@@ -26,8 +32,12 @@ from tests.bench.startup import as_arguments, vaegan
 from tests.cluster.processes import finish
 
 EVERY, CHECKPOINTS, POINT, BATCH = 20_000, 4, 2_500, 128
+TURN_S = 4.0
 VARIANTS = {"neither": (1.0, False), "beside training": (1.0, True), "in the gaps": (1.5, True)}
 """CPUs that the worker claims, and whether there are evaluations."""
+
+Turns = list[tuple[float, float]]
+"""When a run went on: seconds since the epoch, begun and ended."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,15 +51,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         home = Path(folder)
         data = blots(home, every, 1, 32, held_out=compared)
         for pair in range(pairs):
+            each: dict[str, dict[str, object]] = {}
             for name, (cpus, evaluated) in VARIANTS.items():
                 run = f"{name.replace(' ', '-')}-{pair}"
-                sets = settings(home, data, run, cpus, every if evaluated else every * CHECKPOINTS)
-                sets |= {"stop.images": every * CHECKPOINTS, "log_every": point}
-                sets |= {"evaluation.images": compared, "evaluation.samples": compared}
-                finish(vaegan({}, "train", "plain-conv", *as_arguments(sets)), seconds=3600)
-                rates[name].append(rate(home / run))
-                if name == "beside training":
-                    differences += differences_of(home / run, sets)
+                each[name] = settings(home, data, run, cpus, every if evaluated else every * CHECKPOINTS) | {
+                    "stop.images": every * CHECKPOINTS,
+                    "log_every": point,
+                    "evaluation.images": compared,
+                    "evaluation.samples": compared,
+                }
+            turns = in_turn({name: vaegan({}, "train", "plain-conv", *as_arguments(each[name])) for name in each})
+            for name, sets in each.items():
+                rates[name].append(rate(home / str(sets["name"]), turns[name]))
+            beside = each["beside training"]
+            differences += differences_of(home / str(beside["name"]), beside)
     table(
         "Training with evaluations (target: beside training at least 0.95)",
         ["evaluations", "images/s", "of training without"],
@@ -78,10 +93,39 @@ def settings(home: Path, data: str, name: str, cpus: float, every: int) -> dict[
     }
 
 
-def rate(run: Path) -> float:
-    """Images/s from the first point to the last."""
+def in_turn(runs: Mapping[str, "subprocess.Popen[str]"]) -> dict[str, Turns]:
+    """Let one command at a time go on, until all have ended well; when each did."""
+    turns: dict[str, Turns] = {name: [] for name in runs}
+    for run in runs.values():
+        _each(run, "suspend")
+    while going := {name: run for name, run in runs.items() if run.poll() is None}:
+        for name, run in going.items():
+            began = time.time()
+            _each(run, "resume")
+            try:
+                run.wait(TURN_S)
+            except subprocess.TimeoutExpired:
+                _each(run, "suspend")
+            turns[name].append((began, time.time()))
+    for run in runs.values():
+        finish(run)
+    return turns
+
+
+def _each(run: "subprocess.Popen[str]", what: str) -> None:
+    """Suspend or resume a command with all that it has started."""
+    command = psutil.Process(run.pid)
+    for process in [command, *command.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            getattr(process, what)()
+
+
+def rate(run: Path, turns: Turns) -> float:
+    """Images/s from the first point to the last, of the time in its turns."""
     points = [event for event, _ in read_journal(run, 0) if "speed/images_per_s" in event.body]
-    return 1000 * (points[-1].step - points[0].step) / (points[-1].time_ms - points[0].time_ms)
+    first, last = points[0].time_ms / 1000, points[-1].time_ms / 1000
+    had = sum(max(0.0, min(ended, last) - max(began, first)) for began, ended in turns)
+    return (points[-1].step - points[0].step) / had
 
 
 def differences_of(run: Path, sets: dict[str, object]) -> list[float]:

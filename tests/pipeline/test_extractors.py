@@ -1,5 +1,6 @@
 """Extractors: a classifier that belongs to its data, the standard Inception or none."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 
 from pipeline.cli import main
 from pipeline.data import manifest as manifests
@@ -19,8 +20,8 @@ from pipeline.data.pixels import packed
 from pipeline.data.prepare import prepare
 from pipeline.data.sources import open_source
 from pipeline.errors import Mistake
-from pipeline.evaluation import classifier
-from pipeline.evaluation.extractors import INCEPTION_FILE, Extractor, open_extractor
+from pipeline.evaluation import classifier, extractors
+from pipeline.evaluation.extractors import INCEPTION_FILES, Extractor, open_extractor
 from pipeline.evaluation.figures import Evaluator
 from pipeline.evaluation.held_out import read
 from pipeline.evaluation.observer import Codes
@@ -148,13 +149,34 @@ def test_a_classifier_takes_images_of_any_size(shape):
 
 def test_without_weights_inception_says_where_it_looked_and_what_runs_without(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    place = tmp_path / "checkpoints" / INCEPTION_FILE
-    with pytest.raises(Mistake, match=f"no weights at {place}, .*pca64 and classifier run without"):
+    hub = tmp_path / "checkpoints"
+    places = [hub / name for name in INCEPTION_FILES]
+    with pytest.raises(Mistake, match=f"no weights at {places[0]} or {places[1]}, .*pca64 and classifier run without"):
         opened(digits, "inception")
-    place.parent.mkdir()
-    place.write_bytes(b"other weights")
-    with pytest.raises(Mistake, match=r"has sha256 \w{8}\.\.\., the standard Inception 6726825d"):
+    hub.mkdir()
+    places[1].write_bytes(b"other weights")
+    with pytest.raises(Mistake, match=rf"{places[1]} has sha256 \w{{8}}\.\.\., the standard Inception 6726825d"):
         opened(digits, "inception")
+
+
+def test_inception_sees_what_torchmetrics_does(digits, tmp_path, monkeypatch):
+    """With weights of chance: the real ones are on no machine that tests run on."""
+    torch.manual_seed(0)
+    with monkeypatch.context() as patched:  # the only way to have the network is to have weights for it
+        patched.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
+        patched.setattr(NoTrainInceptionV3, "load_state_dict", lambda *_: None)
+        chance = NoTrainInceptionV3("chance", ["2048"])
+    (tmp_path / "checkpoints").mkdir()
+    place = tmp_path / "checkpoints" / INCEPTION_FILES[0]
+    torch.save(chance.state_dict(), place)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(extractors, "INCEPTION_SHA256", hashlib.sha256(place.read_bytes()).hexdigest()[:8])
+    extractor = opened(digits, "inception")
+    theirs = NoTrainInceptionV3("standard", ["2048"], str(place), antialias=False)
+    pixels = torch.randint(256, (3, 1, 32, 32), dtype=torch.uint8)
+    features_BF = extractor(pixels.float() / 255)
+    assert features_BF.shape == (3, extractor.features) and features_BF.std() > 0
+    assert torch.allclose(features_BF, theirs(pixels.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-6)
 
 
 class Port(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tests.vaegan.small import add_up
 from vaegan.metrics import fd_pca
-from vaegan.metrics.moments import Moments, diversity, frechet_distance
+from vaegan.metrics.moments import Moments, diversity, frechet_distance, merged
 from vaegan.metrics.psnr import psnr
 
 
@@ -58,6 +58,13 @@ def test_the_distance_of_any_gaussians_takes_the_root_of_the_product() -> None:
     distance = frechet_distance(moments_of(mean_a, a_FF), moments_of(mean_b, b_FF))
     torch.testing.assert_close(torch.tensor(distance), closed_form, rtol=1e-8, atol=0)
     assert distance == pytest.approx(frechet_distance(moments_of(mean_b, b_FF), moments_of(mean_a, a_FF)), rel=1e-9)
+
+
+def test_the_parts_of_a_stream_merge_to_the_bits_of_the_stream() -> None:
+    rows_NF = torch.randn(50, 6)
+    parts = [streamed(part_NF) for part_NF in rows_NF.split(7)]
+    for one, other in zip(merged(parts).tensors(), streamed(rows_NF).tensors(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_set_is_at_no_distance_from_itself() -> None:

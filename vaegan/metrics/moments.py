@@ -1,5 +1,6 @@
 """Mean and covariance of a stream, and the Frechet distance between two. N rows so far, F features."""
 
+from collections.abc import Callable, Sequence
 from math import nan
 
 import torch
@@ -36,14 +37,41 @@ class Moments:
         return (self.outer_FF - self.count * torch.outer(mean_F, mean_F)) / (self.count - 1)
 
 
+def merged(parts: Sequence[Moments]) -> Moments:
+    """Those of the parts' rows together, in order."""
+    first = parts[0].total_F
+    whole = Moments(len(first), first.device)
+    for part in parts:
+        for own, other in zip(whole.tensors(), part.tensors(), strict=True):
+            own += other
+    return whole
+
+
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|m_a - m_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)): squared 2-Wasserstein distance (Frechet 1957)."""
-    if not all(torch.isfinite(tensor).all() for moments in (a, b) for tensor in moments.tensors()):
-        return nan
-    root_FF = _square_root(a.covariance_FF)
-    cross = torch.linalg.eigvalsh(root_FF @ b.covariance_FF @ root_FF).clamp(min=0).sqrt().sum()
-    traces = a.covariance_FF.trace() + b.covariance_FF.trace() - 2 * cross
-    return float((a.mean_F - b.mean_F).square().sum() + traces)
+    return distance_from(a)(b)
+
+
+def distance_from(a: Moments) -> Callable[[Moments], float]:
+    """The Frechet distance of others from `a`, whose root, the dearest part of it, is found once."""
+    if not _finite(a):
+        return lambda b: nan
+    mean_F, covariance_FF = a.mean_F, a.covariance_FF
+    root_FF = _square_root(covariance_FF)
+
+    def distance(b: Moments) -> float:
+        if not _finite(b):
+            return nan
+        other_FF = b.covariance_FF
+        cross = torch.linalg.eigvalsh(root_FF @ other_FF @ root_FF).clamp(min=0).sqrt().sum()
+        traces = covariance_FF.trace() + other_FF.trace() - 2 * cross
+        return float((mean_F - b.mean_F).square().sum() + traces)
+
+    return distance
+
+
+def _finite(moments: Moments) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in moments.tensors())
 
 
 def diversity(real: Moments, made: Moments) -> float:

@@ -1,5 +1,5 @@
-"""Whether each set of features lies where the other does, and as loosely. N real rows, M fake rows, F features, B a block
-of rows, R choices of fakes.
+"""Whether each set of features lies where the other does, and as loosely. N real rows, M fake rows, F features, B a
+block of rows, R choices of fakes.
 
 A row's ball reaches to its k-th nearest neighbour in its own set. Balls of outliers are large: density and coverage
 were made to mind them less.
