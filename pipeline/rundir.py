@@ -5,7 +5,7 @@
         journal.jsonl        what happened, one event a line; appended by rank 0, then by the driver
         tracking.json        how much of the journal the tracker has (`pipeline.tracking`)
         images-000123456/    checkpoints (`pipeline.training.checkpoints`)
-        pictures/            sample and reconstruction grids, named by images seen
+        pictures/            of its models and its curves, named by images seen
 
 The journal is written before anything is sent anywhere: a tracker that is down costs nothing and loses nothing.
 """

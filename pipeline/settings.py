@@ -27,8 +27,7 @@ Extractor = Literal["pca64", "classifier", "inception"]
 EXTRACTORS: tuple[Extractor, ...] = get_args(Extractor)
 
 QUALITIES = ("fd", "kd", "precision", "recall", "density", "coverage")
-SETS = (*QUALITIES, "diversity", "spacing")
-"""Figures that compare two sets of images by an extractor's features."""
+"""Of the figures that compare two sets of images by an extractor's features, those that can be said to be better."""
 SIMILARITIES = ("psnr", "ssim", "ms_ssim", "lpips")
 RECONSTRUCTION = "eval/psnr/reconstructions"
 """The figure of reconstructions that is asked for and shown beside `checkpoints.metric`."""
@@ -336,7 +335,7 @@ ADAPTER = TypeAdapter(Settings)
 
 
 def set_figure(kind: str, extractor: str, of: str) -> str:
-    """The name of one of SETS: only the standard Inception's distances are called FID and KID."""
+    """The name of a figure that compares two sets: only the standard Inception's distances are called FID and KID."""
     standard = {"fd": "fid", "kd": "kid"} if extractor == "inception" else {}
     return f"eval/{standard.get(kind, f'{kind}_{extractor}')}/{of}"
 
@@ -454,8 +453,9 @@ def explain(error: ErrorDetails, section: type = Settings, prefix: str = "") -> 
         return f"{place}.{message}" if place else message
     if error["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
         known = _paths(section, prefix and f"{prefix}.")
-        elsewhere = [path for path in known if path.endswith(f".{parts[-1]}")]
-        nearest = elsewhere or difflib.get_close_matches(place, known, n=1, cutoff=0.5)
+        elsewhere = [path for path in known if path.rpartition(".")[2] == parts[-1]]
+        cutoff = 0.0 if elsewhere else 0.5
+        nearest = difflib.get_close_matches(place, elsewhere or known, n=1, cutoff=cutoff)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         return f"{place} is not a setting (its value was {json.dumps(value)}){hint}"
     if error["type"] in {"missing", "missing_argument"}:

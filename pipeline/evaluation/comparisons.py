@@ -25,7 +25,7 @@ class Comparison(NamedTuple):
     """Some figures that are found together."""
 
     kinds: tuple[str, ...]
-    """Of `pipeline.settings.SETS`."""
+    """What its figures are called by."""
     called: str
     """The beginning of a sentence that ends with a number of images."""
     least: int

@@ -141,14 +141,13 @@ def _fit(trainer: TorchTrainer, directory: Path) -> str:
 
 def _draw_curves(directory: Path) -> None:
     """For the tracker's gallery, however the run ended; the report draws its own."""
-    events = [event for event, _ in read_journal(directory, 0)]
-    panels = curves.panels(curves.points_of(events))
-    if not panels:
-        return
-    step = max(event.step for event in events)
-    with suppress(OSError):  # of a full disk the run's end has told already
-        file = pictures.save(curves.drawn(panels), directory / PICTURES / f"curves-{step:09d}.png")
-        Journal(directory).picture(step, "curves", file)
+    with suppress(OSError):  # how the run ended matters more than a disk that is full or gone
+        events = [event for event, _ in read_journal(directory, 0)]
+        panels = curves.panels(curves.points_of(events))
+        if panels:
+            step = max(event.step for event in events)
+            file = pictures.save(curves.drawn(panels), directory / PICTURES / f"curves-{step:09d}.png")
+            Journal(directory).picture(step, "curves", file)
 
 
 def _scaling(settings: Settings) -> ray.train.ScalingConfig:

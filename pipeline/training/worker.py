@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from threading import Event
@@ -76,7 +77,7 @@ def _measure(settings: Settings, path: Path) -> Found:
 
 def _give_way() -> None:
     """Let what Ray's own processes do fall on the CPU of this one, not on one that trains: Linux calls it idle then."""
-    if hasattr(os, "SCHED_IDLE"):
+    with suppress(AttributeError, OSError):  # other systems and some sandboxes have no such thing
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 

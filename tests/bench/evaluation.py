@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, sets in each.items():
                 rates[name].append(rate(home / str(sets["name"]), turns[name]))
             beside = each["beside training"]
+            events = [event for event, _ in read_journal(home / str(beside["name"]), 0)]
+            warnings = [str(event.body["text"]) for event in events if event.kind == "warning"]
+            assert not any("beside training" in text for text in warnings), warnings
             differences += differences_of(home / str(beside["name"]), beside)
     table(
         "Training with evaluations (target: beside training at least 0.95)",
@@ -96,24 +99,27 @@ def settings(home: Path, data: str, name: str, cpus: float, every: int) -> dict[
 def in_turn(runs: Mapping[str, "subprocess.Popen[str]"]) -> dict[str, Turns]:
     """Let one command at a time go on, until all have ended well; when each did."""
     turns: dict[str, Turns] = {name: [] for name in runs}
-    for run in runs.values():
-        _each(run, "suspend")
-    while going := {name: run for name, run in runs.items() if run.poll() is None}:
-        for name, run in going.items():
-            began = time.time()
-            _each(run, "resume")
-            try:
-                run.wait(TURN_S)
-            except subprocess.TimeoutExpired:
-                _each(run, "suspend")
-            turns[name].append((began, time.time()))
-    for run in runs.values():
-        finish(run)
+    try:
+        for run in runs.values():
+            _each(run, "suspend")
+        while going := {name: run for name, run in runs.items() if run.returncode is None}:
+            for name, run in going.items():
+                began = time.time()
+                _each(run, "resume")
+                try:
+                    finish(run, TURN_S)
+                except subprocess.TimeoutExpired:
+                    _each(run, "suspend")
+                turns[name].append((began, time.time()))
+    finally:
+        for run in runs.values():
+            if run.returncode is None:
+                _each(run, "kill")
     return turns
 
 
 def _each(run: "subprocess.Popen[str]", what: str) -> None:
-    """Suspend or resume a command with all that it has started."""
+    """Suspend, resume or kill a command with all that it has started."""
     command = psutil.Process(run.pid)
     for process in [command, *command.children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):

@@ -4,7 +4,8 @@ import pytest
 
 from pipeline.evaluation import curves
 from pipeline.evaluation.curves import Panel, Series, panels, points_of, thinned
-from pipeline.rundir import Event
+from pipeline.rundir import PICTURES, Event, Journal, read_journal
+from pipeline.training.launch import _draw_curves
 
 
 def grouped(*names: str) -> dict[str, list[str]]:
@@ -13,6 +14,21 @@ def grouped(*names: str) -> dict[str, list[str]]:
         panel.key: [series.label for series in panel.series]
         for panel in panels({name: [(1, 1.0), (2, 2.0)] for name in names})
     }
+
+
+def test_a_run_that_has_curves_gets_their_picture_however_it_ended(tmp_path):
+    journal = Journal(tmp_path)
+    journal.note(0, "status", "RUNNING", "")
+    _draw_curves(tmp_path)
+    assert not (tmp_path / PICTURES).exists()
+    for step in (10, 20):
+        journal.metrics(step, {"train/autoencoder/kl": float(step)})
+    journal.note(20, "status", "FAILED", "why")
+    _draw_curves(tmp_path)
+    pictured = [event.body["path"] for event, _ in read_journal(tmp_path, 0) if event.kind == "picture"]
+    assert pictured == [f"{PICTURES}/curves-000000020.png"]
+    assert (tmp_path / str(pictured[0])).exists()
+    _draw_curves(tmp_path / "gone")
 
 
 def test_what_is_compared_shares_a_panel():

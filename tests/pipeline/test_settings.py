@@ -49,6 +49,7 @@ def test_there_are_presets_and_sweeps_to_test():
     [
         ("sed=1", "sed is not a setting (its value was 1); did you mean seed?"),
         ("beta=2", "beta is not a setting (its value was 2); did you mean objective.beta?"),
+        ("data.seed=2", "data.seed is not a setting (its value was 2); did you mean seed?"),
         ("objective.bta=1", "objective.bta is not a setting (its value was 1); did you mean objective.beta?"),
         ("objective.lambda_=1", "objective.lambda_ is not a setting (its value was 1); did you mean objective.lambda?"),
         ("zzz=[1]", "zzz is not a setting (its value was [1])"),

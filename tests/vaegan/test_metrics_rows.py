@@ -64,24 +64,38 @@ def test_the_kernel_distance_of_one_distribution_from_itself_is_0_on_average() -
     assert other.mean() > 30 * error
 
 
+def distance(a_F: Tensor, b_F: Tensor) -> float:
+    return sum(float(x - y) ** 2 for x, y in zip(a_F, b_F, strict=True)) ** 0.5
+
+
+def radii(rows_NF: Tensor, k: int) -> list[float]:
+    count = range(len(rows_NF))
+    return [sorted(distance(rows_NF[i], rows_NF[j]) for j in count if j != i)[k - 1] for i in count]
+
+
+def spacing_by_loops(real_NF: Tensor, fake_MF: Tensor, k: int) -> float:
+    count = min(len(real_NF), len(fake_MF))
+    return fmean(radii(fake_MF[:count], k)) / fmean(radii(real_NF[:count], k))
+
+
 def by_loops(real_NF: Tensor, fake_MF: Tensor, k: int) -> Neighbours:
-    def distance(a_F: Tensor, b_F: Tensor) -> float:
-        return sum(float(x - y) ** 2 for x, y in zip(a_F, b_F, strict=True)) ** 0.5
-
-    def radius(rows: Tensor, i: int) -> float:
-        return sorted(distance(rows[i], rows[j]) for j in range(len(rows)) if j != i)[k - 1]
-
     reals, fakes = range(len(real_NF)), range(len(fake_MF))
     apart = [[distance(real, fake) for fake in fake_MF] for real in real_NF]
-    real_radii, fake_radii = [radius(real_NF, i) for i in reals], [radius(fake_MF, j) for j in fakes]
+    real_radii, fake_radii = radii(real_NF, k), radii(fake_MF, k)
     in_real = [[apart[i][j] <= real_radii[i] for j in fakes] for i in reals]
     return Neighbours(
         precision=sum(any(in_real[i][j] for i in reals) for j in fakes) / len(fakes),
         recall=sum(any(apart[i][j] <= fake_radii[j] for j in fakes) for i in reals) / len(reals),
         density=sum(in_real[i][j] for i in reals for j in fakes) / (k * len(fakes)),
         coverage=sum(any(in_real[i]) for i in reals) / len(reals),
-        spacing=fmean(fake_radii) / fmean(real_radii),
+        spacing=spacing_by_loops(real_NF, fake_MF, k),
     )
+
+
+def test_spacing_is_that_of_as_many_on_either_side() -> None:
+    rows_NF = torch.randn(300, 3)
+    for real_NF, fake_MF in ((rows_NF, rows_NF[:30]), (rows_NF[:30], rows_NF)):
+        assert neighbours(real_NF, fake_MF, 10)[0].spacing == pytest.approx(1)
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
@@ -105,7 +119,8 @@ def test_without_a_part_it_is_what_the_others_alone_give(parts: int, monkeypatch
     split = fake_MF.tensor_split(parts)
     chosen = [fake_MF, *(torch.cat([*split[:gone], *split[gone + 1 :]]) for gone in range(parts))]
     for found, alone in zip(neighbours(real_NF, fake_MF, parts, k=3), chosen, strict=True):
-        assert found == pytest.approx(by_loops(real_NF, alone, 3), rel=1e-12)
+        assert found[:-1] == pytest.approx(by_loops(real_NF, alone, 3)[:-1], rel=1e-12)
+        assert found.spacing == pytest.approx(fmean(radii(alone, 3)) / fmean(radii(real_NF[:26], 3)), rel=1e-12)
 
 
 def test_a_set_covers_itself() -> None:
@@ -141,7 +156,7 @@ def test_ten_images_drawn_over_and_over_vary_as_real_ones_do_and_lie_too_close()
 
 
 def test_nothing_is_too_close_to_reals_that_all_have_twins() -> None:
-    assert neighbours(torch.ones(20, 4), torch.randn(20, 4))[0].spacing == 1
+    assert neighbours(torch.randn(1, 4).expand(20, 4), torch.randn(20, 4))[0].spacing == 1
 
 
 def test_one_image_drawn_over_and_over_is_precise_and_covers_nearly_nothing() -> None:

@@ -29,8 +29,8 @@ class Neighbours(NamedTuple):
     """Share of reals with a fake in their ball."""
     spacing: float
     """Mean radius of the balls of fakes, over that of reals: near 0 where a few fakes are made over and over, which
-    the other four and any variance may miss; 1 where every real has k twins. Fewer rows lie further apart: both sides
-    should have as many."""
+    the other four and any variance may miss; 1 where every real has k twins. Of the first so many rows of either side
+    as both have: fewer lie further apart."""
 
 
 def neighbours(real_NF: Tensor, fake_MF: Tensor, parts: int = 1, k: int = 5) -> list[Neighbours]:
@@ -50,14 +50,13 @@ def neighbours(real_NF: Tensor, fake_MF: Tensor, parts: int = 1, k: int = 5) -> 
         covered_R += (in_real_BM.float() @ kept_MR > 0).sum(0)
         recalled_R += torch.stack([(squared_BM <= fake_M).any(1).count_nonzero() for fake_M in fake_RM])
     kept_MR, count_R = kept_MR.double(), kept_MR.double().sum(0)
-    radius_R, real = _distances(fake_RM).sum(1) / count_R, _distances(real_N).mean()
     found_RG = torch.stack(
         [
             (inside_M > 0).double() @ kept_MR / count_R,
             recalled_R / len(real_NF),
             inside_M @ kept_MR / (k * count_R),
             covered_R / len(real_NF),
-            radius_R / real if real > 0 else torch.ones_like(radius_R),
+            _spacing(real_NF, real_N[None], fake_MF, fake_RM, k),
         ],
         dim=1,
     )
@@ -82,9 +81,19 @@ def _radii(rows_NF: Tensor, k: int, parts: int) -> Tensor:
     return radii_RN
 
 
-def _distances(squared: Tensor) -> Tensor:
-    """Rounding leaves the squares of twins on either side of 0."""
-    return squared.clamp(min=0).sqrt()
+def _spacing(real_NF: Tensor, real_1N: Tensor, fake_MF: Tensor, fake_RM: Tensor, k: int) -> Tensor:
+    """Mean radius of fakes over that of reals, for each choice of fakes, (R,)."""
+    count, parts = min(len(real_NF), len(fake_MF)), max(1, len(fake_RM) - 1)
+    real_1N = real_1N if len(real_NF) == count else _radii(real_NF[:count], k, 1)
+    fake_RM = fake_RM if len(fake_MF) == count else _radii(fake_MF[:count], k, parts)
+    (real,), fake_R = _mean_distances(real_1N), _mean_distances(fake_RM)
+    twins = 1e-6 * real_NF.norm(dim=1).mean()  # what rounding leaves of the distance between two that are the same
+    return fake_R / real if real > twins else torch.ones_like(fake_R)
+
+
+def _mean_distances(squared_RM: Tensor) -> Tensor:
+    """Of those not left out, (R,)."""
+    return squared_RM.clamp(min=0).sqrt().sum(1) / (squared_RM != -inf).sum(1)
 
 
 def _smallest(distances_BN: Tensor, count: int) -> Tensor:
