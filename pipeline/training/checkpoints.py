@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
@@ -203,6 +203,19 @@ def newest_without(directory: Path, signs: Collection[str], before: int | None) 
                 verify(path)
                 return path
     return None
+
+
+def mark(directory: Path, sign: str, since: int | None) -> None:
+    """Let checkpoints saved while a sign was coming on carry it too, or another set-back would go to one of them.
+
+    since: images seen at its onset, if it came on.
+    """
+    for path in _folders(directory):
+        evaluation = evaluation_of(path)
+        if evaluation is not None and since is not None and images_of(path) >= since:
+            signs = tuple(sorted({*evaluation.health, sign}))
+            with suppress(OSError):  # of a full disk the next checkpoint tells
+                write_evaluation(path, replace(evaluation, health=signs))
 
 
 def set_aside_newer(directory: Path, newest: Path | None) -> None:

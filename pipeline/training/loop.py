@@ -183,6 +183,7 @@ class Loop:
         if self._ranks.first:
             before = health.onset(sign, self._state.progress)
             good = checkpoints.newest_without(self._directory, health.CURABLE, before)
+            checkpoints.mark(self._directory, sign, before)
         path = self._agreed(good)
         self._stepper.set_back(path)
         where = "the start" if path is None else path.name

@@ -280,6 +280,9 @@ def test_a_run_is_set_back_to_before_its_illness_came_on(digits, tmp_path):
     assert all(
         sight[at] < RULES.discriminator_blindness for at in range(int(found[1]) + 20 * BATCH, images, 20 * BATCH)
     )
+    signs = {kept.images_seen: kept.evaluation.health for kept in checkpoints.listed(done.directory) if kept.evaluation}
+    ill = [at for at in signs if int(found[1]) < at < images]
+    assert ill and all(text.partition(" ")[0] in signs[at] for at in ill), "no later set-back goes there"
 
 
 def test_a_nan_ends_a_run_and_is_named_with_its_step(digits, tmp_path):
