@@ -133,8 +133,14 @@ def _fit(data: str, manifest: Manifest, columns: tuple[str, ...], progress: bool
     steps = IMAGES_SEEN // BATCH
     optimizer = torch.optim.AdamW(network.parameters(), LR, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
-    total = steps * BATCH
-    with tqdm(total=total, unit="img", unit_scale=True, disable=not progress, mininterval=pause_s()) as bar:
+    with tqdm(
+        total=steps * BATCH,
+        unit="img",
+        unit_scale=True,
+        disable=not progress,
+        mininterval=pause_s(),
+        dynamic_ncols=True,
+    ) as bar:
         for ids in _batches(len(images), steps):
             features_BF = network(images[ids].float() / 255)
             targets = labels_NK[ids].unbind(1)

@@ -276,7 +276,7 @@ class Branch(nn.Module):
 
 
 def residual(model: VAEGAN) -> None:
-    """A branch after every convolution that changes the side, in all three networks: half as slow again."""
+    """A branch after every convolution that changes the side, in all three networks."""
     for network in (model.encoder, model.decoder, model.discriminator):
         for block in network.blocks:  # type: ignore[union-attr]
             block.convolution = nn.Sequential(block.convolution, Branch(block.convolution.out_channels))
